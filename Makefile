@@ -1,0 +1,42 @@
+# make setup | demo | test | lint | bench: each sets itself up on a bare machine (Python 3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: setup demo test lint fmt bench browser clean
+
+setup: $(VENV)/.dev
+
+$(VENV)/.base: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/.base
+	$(BIN)/python app.py
+
+# The browser tests need a chromium; as root on Debian it is installed, otherwise they are skipped and say so.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } ; } || echo "no chromium: browser tests will be skipped"
+
+test: setup browser
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+fmt: setup
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python scripts/benchmark.py --quick --json artifacts/benchmark.json
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

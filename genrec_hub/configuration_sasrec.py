@@ -1,0 +1,33 @@
+"""SASRecConfig: hyper-parameters of the CF tokenizer and baseline."""
+
+from transformers import PreTrainedConfig
+
+
+class SASRecConfig(PreTrainedConfig):
+    """Hyper-parameters of `SASRecModel`.
+
+    Args:
+        num_items: catalogue size V; item row r has the embedding r + 1, embedding 0 is padding.
+        hidden_size: width D of the item vectors (64 is what SETRec's CF token reads).
+        num_layers: transformer blocks.
+        num_heads: attention heads.
+        max_length: items of a history that are read, the last ones.
+        dropout: on embeddings, attention weights and residual branches.
+        cosine: score by the cosine over `temperature` instead of the raw dot product.
+        temperature: divides cosine scores.
+        catalog_fingerprint: the catalogue that the item embeddings belong to.
+    """
+
+    model_type = "sasrec"
+
+    num_items: int = 100
+    hidden_size: int = 64
+    num_layers: int = 2
+    num_heads: int = 2
+    max_length: int = 50
+    dropout: float = 0.5
+    cosine: bool = True
+    temperature: float = 0.07
+    initializer_range: float = 0.02
+    catalog_fingerprint: str = ""
+    tie_word_embeddings: bool = False

@@ -1,0 +1,80 @@
+"""SETRecConfig: hyper-parameters of SETRec, with the backbone's own configuration nested in it."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+class SETRecConfig(PreTrainedConfig):
+    """Hyper-parameters of `SETRecModel`.
+
+    Args:
+        text_config: configuration of the backbone, any decoder-only model (Qwen3, Qwen2, Llama, ...).
+        semantic_tokens: N, semantic tokens of an item.
+        semantic_size: width of the sentence encoder's vectors.
+        semantic_widths: hidden widths of the autoencoder's encoder; the decoder mirrors them. () = one linear map.
+        cf_size: width of the CF vectors; 0 = no CF token (foundation models: CF spaces of different shops are unrelated).
+        alpha: weight of the reconstruction loss.
+        beta: weight of the semantic tokens in the score, 1 - beta that of the CF token; picked on validation data.
+        slot_weights: further weight per slot in the score, CF first; () = all 1.
+        prompt_ids: token ids before the history.
+        response_ids: token ids between the history and the queries.
+        max_items: items of a history that are read, the last ones.
+        dropout: on the item tokens that enter the backbone and on the generated tokens.
+        normalize: "slot" makes each generated token unit length, "joint" the whole set, "none" leaves raw dot products (the paper).
+        scale: starting value of the factor on normalised scores, learned per slot ("slot") or for the set ("joint").
+        fused_loss: share of the loss on the fused score; 0 = the paper's mean over slots.
+        residual: add the recency-weighted sum of the history's own tokens to the generated ones (a dot-product text-kNN to start from).
+        decay: starting value of the residual's recency rate.
+        grounding: "latent", "token", or "auto" (the narrower one).
+        catalog_fingerprint: the catalogue that CF vectors and validation choices belong to; "" = any.
+    """
+
+    model_type = "setrec"
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen3")}  # noqa: RUF012
+
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    semantic_tokens: int = 4
+    semantic_size: int = 384
+    semantic_widths: list[int] | tuple[int, ...] = (512, 256, 128)
+    cf_size: int = 0
+    alpha: float = 0.7
+    beta: float = 0.5
+    slot_weights: list[float] | tuple[float, ...] = ()
+    prompt_ids: list[int] | tuple[int, ...] = (0,)
+    response_ids: list[int] | tuple[int, ...] = ()
+    max_items: int = 50
+    dropout: float = 0.0
+    normalize: str = "none"
+    scale: float = 10.0
+    fused_loss: float = 0.0
+    residual: bool = False
+    decay: float = 0.3
+    grounding: str = "auto"
+    initializer_range: float = 0.02
+    catalog_fingerprint: str = ""
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        for name, allowed in (("normalize", ("none", "slot", "joint")), ("grounding", ("auto", "latent", "token"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"SETRecConfig.{name} is {getattr(self, name)!r}: it should be one of {', '.join(allowed)}.")
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"SETRecConfig.beta is {self.beta}: it should lie between 0 (CF alone) and 1 (semantic alone).")
+
+    @property
+    def has_cf(self) -> bool:
+        """Whether items have a CF token."""
+        return self.cf_size > 0
+
+    @property
+    def tokens(self) -> int:
+        """Q, tokens of an identifier: the CF token, if any, and the semantic ones."""
+        return self.semantic_tokens + self.has_cf
+
+    @property
+    def slots(self) -> list[str]:
+        """Names of the slots in order."""
+        return ["cf"] * self.has_cf + [f"sem{n + 1}" for n in range(self.semantic_tokens)]

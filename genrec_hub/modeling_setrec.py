@@ -1,0 +1,357 @@
+"""SETRec: an item is a set of order-agnostic tokens; the next item's set is generated in one pass and grounded by dot products.
+
+Dims: B batch · L items in a history · Q tokens of an identifier (1 CF + N semantic) · D hidden size · V catalogue size ·
+A asked prefixes · P scored positions · C candidates of a step · S width of semantic vectors · W index width · K shown items.
+
+Source: SETRec (SIGIR 2025, arXiv 2502.10833), sections 3.1 (tokenizers), 3.2 (sparse attention, query-guided generation), 3.3 (grounding).
+Differs: options that the paper lacks are off in `SETRecConfig`'s defaults: unit-length generated tokens with a learned scale, a loss on the fused
+score, a recency-weighted residual from the history's own tokens, sampled candidates.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_setrec import SETRecConfig
+from .set_attention import length_batches, pad_left, set_layout
+
+
+@dataclass
+class SETRecOutput(ModelOutput):
+    """What one forward gives.
+
+    Attributes:
+        loss: with labels: generation loss + alpha x reconstruction loss.
+        tokens: (B, A, Q, D) generated tokens per asked prefix; A = 1 unless packed.
+        asked: (B, A) true where the prefix exists.
+        generation_loss: mean cross-entropy over targets and slots.
+        reconstruction_loss: mean squared error of the semantic vectors.
+    """
+
+    loss: torch.Tensor | None = None
+    tokens: torch.Tensor | None = None
+    asked: torch.Tensor | None = None
+    generation_loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+
+
+class SemanticTokenizer(nn.Module):
+    """The autoencoder: a semantic vector becomes N tokens, the contiguous chunks of the code. Source: SETRec section 3.1."""
+
+    def __init__(self, config: SETRecConfig) -> None:
+        super().__init__()
+        widths = [config.semantic_size, *config.semantic_widths, config.semantic_tokens * config.text_config.hidden_size]
+        self.shape = (config.semantic_tokens, config.text_config.hidden_size)
+        self.encoder = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.decoder = nn.ModuleList(nn.Linear(b, a) for a, b in list(zip(widths[:-1], widths[1:], strict=True))[::-1])
+
+    def latent(self, semantic: torch.Tensor) -> torch.Tensor:
+        """The last hidden layer, in which all tokens are affine. Shape: (..., S) -> (..., H)."""
+        for layer in self.encoder[:-1]:
+            semantic = F.relu(layer(semantic))
+        return semantic
+
+    def forward(self, semantic: torch.Tensor) -> torch.Tensor:
+        """Shape: (..., S) -> (..., N, D)."""
+        return self.encoder[-1](self.latent(semantic)).unflatten(-1, self.shape)
+
+    def reconstruct(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Shape: (..., N, D) -> (..., S)."""
+        hidden = tokens.flatten(-2)
+        for layer in self.decoder[:-1]:
+            hidden = F.relu(layer(hidden))
+        return self.decoder[-1](hidden)
+
+
+class SETRecModel(PreTrainedModel):
+    """A backbone that reads items as token sets and generates the next item's set.
+
+    Item features (semantic and CF vectors) are inputs, not weights: the same weights serve any catalogue. See `SETRecProcessor`.
+    """
+
+    config: SETRecConfig
+    config_class = SETRecConfig
+    base_model_prefix = "setrec"
+    main_input_name = "semantic"
+    _supports_sdpa = True
+
+    def __init__(self, config: SETRecConfig) -> None:
+        super().__init__(config)
+        width = config.text_config.hidden_size
+        self.backbone = AutoModel.from_config(config.text_config)
+        self.semantic = SemanticTokenizer(config)
+        self.cf = nn.Linear(config.cf_size, width) if config.has_cf else None
+        self.queries = nn.Parameter(torch.empty(config.tokens, width))
+        scales = {"none": 0, "slot": config.tokens, "joint": 1}[config.normalize]
+        self.log_scale = nn.Parameter(torch.empty(scales)) if scales else None
+        self.log_decay = nn.Parameter(torch.empty(config.tokens)) if config.residual else None
+        self.gate = nn.Parameter(torch.empty(config.tokens, width)) if config.residual else None
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, SETRecModel):
+            init.normal_(module.queries, std=self.config.initializer_range)
+            if module.log_scale is not None:
+                init.constant_(module.log_scale, float(torch.tensor(self.config.scale).log()))
+            if module.log_decay is not None and module.gate is not None:
+                init.constant_(module.log_decay, float(torch.tensor(self.config.decay).log()))
+                init.constant_(module.gate, 0.01)
+            if module.cf is not None:
+                init.orthogonal_(module.cf.weight)
+                init.zeros_(module.cf.bias)
+        elif isinstance(module, SemanticTokenizer):
+            for layer in (*module.encoder, *module.decoder):
+                init.xavier_normal_(layer.weight)
+                init.zeros_(layer.bias)
+            if len(module.encoder) == 1:
+                init.orthogonal_(module.encoder[0].weight)
+                init.copy_(module.decoder[0].weight, module.encoder[0].weight.detach().T)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's word embeddings."""
+        return self.backbone.get_input_embeddings()
+
+    # Tokens of items
+
+    def tokenize(self, semantic: torch.Tensor, cf: torch.Tensor | None = None) -> torch.Tensor:
+        """Turns item features into token sets, CF first. Shape: semantic (..., S), cf (..., C) -> (..., Q, D)."""
+        tokens = self.semantic(semantic)
+        if self.cf is None:
+            return tokens
+        if cf is None:
+            cf = semantic.new_zeros(*semantic.shape[:-1], self.config.cf_size)
+        return torch.cat([self.cf(cf)[..., None, :], tokens], -2)
+
+    def forward(
+        self,
+        semantic: torch.Tensor,
+        item_mask: torch.Tensor,
+        cf: torch.Tensor | None = None,
+        has_cf: torch.Tensor | None = None,
+        packed: bool = False,
+        candidates: dict[str, torch.Tensor] | None = None,
+        labels: torch.Tensor | None = None,
+        own: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **_: Any,
+    ) -> SETRecOutput:
+        """Generates the next item's tokens for each history, or for each prefix of it.
+
+        Args:
+            semantic: (B, L, S) semantic vectors of the items, padding on the left.
+            item_mask: (B, L) true for real items.
+            cf: (B, L, C) CF vectors; zeros where an item has none.
+            has_cf: (B, L) true where an item has a CF vector; its CF token is hidden elsewhere. All true when None.
+            packed: answer after 0, 1, .. L columns in one pass (A = L + 1) instead of once (A = 1).
+            candidates: features of the items that a loss contrasts with: semantic (C, S), and cf (C, C'), has_cf (C,) with a CF slot.
+            labels: (B, A) place of the target among the candidates, -100 = none.
+            own: (B, C) true for candidates that are the user's own items: no negatives for this user (its targets stay targets).
+            num_items_in_batch: targets of the whole (accumulated, distributed) batch, for the mean.
+        """
+        config = self.config
+        tokens = self.tokenize(semantic, cf)
+        layout = set_layout(
+            item_mask, config.tokens, len(config.prompt_ids), len(config.response_ids), packed, self._token_mask(item_mask, has_cf)
+        )
+        generated = self._generate(tokens, layout)
+        if self.gate is not None:
+            generated = generated * self.gate + self._residual(tokens, item_mask, has_cf, packed)
+        generated = self._scaled(generated)
+        output = SETRecOutput(tokens=generated, asked=layout.asked)
+        if labels is not None and candidates is not None:
+            keep = (labels >= 0) & layout.asked
+            shut = None if own is None else own[keep.nonzero()[:, 0]]
+            count = num_items_in_batch or max(1, int(keep.sum()))
+            output.generation_loss = self._generation_loss(generated[keep], candidates, labels[keep], shut) / count
+            real = semantic[item_mask]
+            rebuilt = self.semantic.reconstruct(tokens[item_mask][:, int(config.has_cf) :])
+            share = keep.sum() / count
+            output.reconstruction_loss = F.mse_loss(rebuilt, real) * share if len(real) else real.sum()
+            output.loss = output.generation_loss + config.alpha * output.reconstruction_loss
+        return output
+
+    def _token_mask(self, item_mask: torch.Tensor, has_cf: torch.Tensor | None) -> torch.Tensor | None:
+        if self.cf is None or has_cf is None:
+            return None
+        mask = item_mask.new_ones(*item_mask.shape, self.config.tokens)
+        mask[:, :, 0] = has_cf
+        return mask
+
+    def _generate(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
+        """Runs the backbone over prompt, items and queries. Shape: tokens (B, L, Q, D) -> (B, A, Q, D)."""
+        config, batch, count = self.config, len(tokens), layout.asked.shape[1]
+        words = self.get_input_embeddings()
+
+        def embed(ids: list[int] | tuple[int, ...]) -> torch.Tensor:
+            return words(torch.tensor(ids, dtype=torch.long, device=tokens.device)).to(tokens.dtype)
+
+        block = torch.cat([embed(config.response_ids), self.queries.to(tokens.dtype)])
+        sequence = torch.cat(
+            [
+                embed(config.prompt_ids).expand(batch, -1, -1),
+                F.dropout(tokens, config.dropout, self.training).flatten(1, 2),
+                block.repeat(count, 1).expand(batch, -1, -1),
+            ],
+            1,
+        )
+        mask = layout.additive(sequence.dtype)
+        kinds = set(getattr(config.text_config, "layer_types", None) or ()) - {"full_attention"}
+        hidden = self.backbone(
+            inputs_embeds=sequence,
+            attention_mask={"full_attention": mask, **dict.fromkeys(kinds, mask)} if kinds else mask,
+            position_ids=layout.positions,
+            use_cache=False,
+        ).last_hidden_state
+        answers = hidden[:, -count * len(block) :].unflatten(1, (count, len(block)))[:, :, len(config.response_ids) :]
+        return F.dropout(answers, config.dropout, self.training)
+
+    def _residual(self, tokens: torch.Tensor, item_mask: torch.Tensor, has_cf: torch.Tensor | None, packed: bool) -> torch.Tensor:
+        """The recency-weighted sum of the history's own tokens, exp(-rate x ago). Shape: tokens (B, L, Q, D) -> (B, A, Q, D)."""
+        assert self.log_decay is not None
+        length = item_mask.shape[1]
+        ends = torch.arange(length + 1, device=tokens.device) if packed else torch.tensor([length], device=tokens.device)
+        ago = ends[:, None] - 1 - torch.arange(length, device=tokens.device)[None, :]
+        weight = torch.exp(-self.log_decay.exp()[:, None, None] * ago.clamp(min=0)) * (ago >= 0)
+        real = item_mask[:, :, None].expand(-1, -1, self.config.tokens)
+        mask = self._token_mask(item_mask, has_cf)
+        real = real if mask is None else real & mask
+        return torch.einsum("qal,blq,blqd->baqd", weight.to(tokens.dtype), real.to(tokens.dtype), tokens)
+
+    def _scaled(self, generated: torch.Tensor) -> torch.Tensor:
+        """Brings generated tokens to the length that scores them. Shape: (B, A, Q, D) -> same."""
+        if self.log_scale is None:
+            return generated
+        if self.config.normalize == "slot":
+            return F.normalize(generated, dim=-1) * self.log_scale.exp()[:, None]
+        return F.normalize(generated.flatten(-2), dim=-1).view_as(generated) * self.log_scale.exp()
+
+    def _generation_loss(
+        self, generated: torch.Tensor, candidates: dict[str, torch.Tensor], labels: torch.Tensor, own: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Sum over targets of the mean cross-entropy over slots (and of the fused score). Shape: generated (P, Q, D) -> ()."""
+        table = self.tokenize(candidates["semantic"], candidates.get("cf"))
+        scores = torch.einsum("pqd,cqd->qpc", generated, table)
+        if self.cf is not None and candidates.get("has_cf") is not None:
+            scores[0].masked_fill_(~candidates["has_cf"], 0.0)
+        share, total = self.config.fused_loss, scores.new_zeros(())
+        if share > 0:
+            fused = torch.einsum("q,qpc->pc", self.slot_weights(scores), scores)
+            total = total + share * self._contrast(fused, labels, own)
+        if share < 1:
+            total = total + sum((1 - share) / len(scores) * self._contrast(slot, labels, own) for slot in scores)
+        return total
+
+    @staticmethod
+    def _contrast(scores: torch.Tensor, labels: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+        """Sum of cross-entropies; the user's own items are no negatives. Shape: scores (P, C), labels (P,), own (P, C) -> ()."""
+        target = scores.gather(1, labels[:, None])
+        if own is not None:
+            scores = scores.masked_fill(own, torch.finfo(scores.dtype).min).scatter(1, labels[:, None], target)
+        return (scores.logsumexp(1) - target[:, 0]).sum()
+
+    @torch.no_grad()
+    def recommend_tokens(self, histories: Sequence[np.ndarray], features: dict[str, torch.Tensor], batch_size: int = 128) -> torch.Tensor:
+        """Generates the next item's tokens for histories given as rows of `features`. Shape: B arrays of rows -> (B, Q, D)."""
+        generated = torch.empty(len(histories), self.config.tokens, self.config.text_config.hidden_size)
+        for rows in length_batches([len(h) for h in histories], batch_size):
+            items = pad_left([histories[r] for r in rows], self.config.max_items).to(self.device)
+            mask = items >= 0
+            inputs = {name: values[items.clamp(min=0)] for name, values in features.items()}
+            generated[rows] = self(item_mask=mask, **inputs).tokens[:, 0].float().cpu()
+        return generated
+
+    @torch.no_grad()
+    def score(self, histories: Sequence[np.ndarray], features: dict[str, torch.Tensor], index: torch.Tensor | None = None) -> torch.Tensor:
+        """Scores all items for histories given as rows of `features` (ranking scores: the user's constant is left out).
+
+        Shape: B arrays of rows, features semantic (V, S), cf (V, C), has_cf (V,) -> (B, V).
+        """
+        index = self.index(**features) if index is None else index
+        return self.ground(self.recommend_tokens(histories, features)) @ index.T
+
+    # Grounding
+
+    def slot_weights(self, like: torch.Tensor) -> torch.Tensor:
+        """Weight of each slot in the score: 1 - beta for CF, beta for each semantic one, times `config.slot_weights`. Shape: (Q,)."""
+        config = self.config
+        weights = [1 - config.beta] * config.has_cf + [config.beta if config.has_cf else 1.0] * config.semantic_tokens
+        extra = config.slot_weights or [1.0] * config.tokens
+        return torch.tensor([a * b for a, b in zip(weights, extra, strict=True)], dtype=like.dtype, device=like.device)
+
+    @property
+    def grounds_in_latent_space(self) -> bool:
+        """Whether the index holds latent vectors (CF numbers and the autoencoder's last hidden layer) rather than tokens."""
+        if self.config.grounding != "auto":
+            return self.config.grounding == "latent"
+        width = self.config.cf_size + self.semantic.encoder[-1].in_features
+        return width < self.config.tokens * self.config.text_config.hidden_size
+
+    @torch.no_grad()
+    def index(
+        self, semantic: torch.Tensor, cf: torch.Tensor | None = None, has_cf: torch.Tensor | None = None, chunk: int = 8192
+    ) -> torch.Tensor:
+        """Encodes a catalogue for `top_k`. An item without a CF vector has no CF term in its score.
+
+        Shape: semantic (V, S), cf (V, C), has_cf (V,) -> (V, W).
+        """
+
+        def pieces() -> Iterator[torch.Tensor]:
+            for start in range(0, max(1, len(semantic)), chunk):
+                part = slice(start, start + chunk)
+                known = None if cf is None else (torch.ones(len(cf[part])) if has_cf is None else has_cf[part].float()).to(semantic)[:, None]
+                if self.grounds_in_latent_space:
+                    latent = self.semantic.latent(semantic[part])
+                    if self.cf is None:
+                        yield latent
+                    else:
+                        empty = semantic.new_zeros(len(latent), self.config.cf_size)
+                        here = empty[:, :1] if known is None or cf is None else known
+                        yield torch.cat([empty if cf is None else cf[part] * here, here, latent], 1)
+                else:
+                    tokens = self.tokenize(semantic[part], None if cf is None else cf[part])
+                    if self.cf is not None:
+                        tokens[:, 0] *= 0.0 if known is None else known
+                    yield tokens.flatten(1)
+
+        return torch.cat(list(pieces()))
+
+    def ground(self, generated: torch.Tensor) -> torch.Tensor:
+        """Folds generated tokens and slot weights into one query for `top_k`. Shape: generated (B, Q, D) -> (B, W)."""
+        weighted = generated * self.slot_weights(generated)[:, None]
+        if not self.grounds_in_latent_space:
+            return weighted.flatten(1)
+        first = int(self.config.has_cf)
+        query = weighted[:, first:].flatten(1) @ self.semantic.encoder[-1].weight
+        if self.cf is None:
+            return query
+        return torch.cat([weighted[:, 0] @ self.cf.weight, (weighted[:, 0] @ self.cf.bias)[:, None], query], 1)
+
+    def ground_constant(self, generated: torch.Tensor) -> torch.Tensor:
+        """What the latent form leaves out of a user's scores: the bias of the semantic tokens. Shape: (B, Q, D) -> (B,)."""
+        if not self.grounds_in_latent_space:
+            return generated.new_zeros(len(generated))
+        weighted = generated * self.slot_weights(generated)[:, None]
+        return weighted[:, int(self.config.has_cf) :].flatten(1) @ self.semantic.encoder[-1].bias
+
+    def contributions(
+        self, generated: torch.Tensor, semantic: torch.Tensor, cf: torch.Tensor | None = None, has_cf: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What each token adds to the score of each shown item; the reference form of the score.
+
+        Shape: generated (B, Q, D), semantic (B, K, S), cf (B, K, C), has_cf (B, K) -> (B, K, Q).
+        """
+        parts = torch.einsum("bqd,bkqd,q->bkq", generated, self.tokenize(semantic, cf), self.slot_weights(generated))
+        if self.cf is not None:
+            absent = torch.ones_like(parts[..., 0], dtype=torch.bool) if cf is None else None
+            absent = ~has_cf if absent is None and has_cf is not None else absent
+            if absent is not None:
+                parts[..., 0] = parts[..., 0].masked_fill(absent, 0.0)
+        return parts

@@ -1,0 +1,187 @@
+"""The "sequential-recommendation" pipeline: a history in plain words in, recommendations out."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoProcessor, Pipeline
+
+from .catalog import Catalog, Item
+from .history import History
+
+TASK = "sequential-recommendation"
+DEFAULT_MODEL = "setrec-foundation"
+PRETRAINED = Path(__file__).parent / "pretrained"
+KEPT_CATALOGS = 4
+"""Catalogues given at call time whose index a pipeline keeps."""
+
+Lines = str | Iterable[str | Item | Mapping[str, object]] | History
+Progress = Callable[[int, int], None]
+
+
+def embedded(name: str = DEFAULT_MODEL) -> Path:
+    """Returns the folder of a checkpoint that ships with the package.
+
+    Raises:
+        KeyError: when there is none of that name; the sentence lists those there are.
+    """
+    known = sorted(path.name for path in PRETRAINED.iterdir() if (path / "config.json").is_file()) if PRETRAINED.is_dir() else []
+    if name not in known:
+        raise KeyError(f"No embedded checkpoint {name!r}; there are: {', '.join(known) or 'none'}.")
+    return PRETRAINED / name
+
+
+def load(name_or_path: str | Path = DEFAULT_MODEL, **kwargs: Any) -> "RecommendationPipeline":
+    """Loads a checkpoint as a pipeline: an embedded one by its short name, a folder, or a Hub repository.
+
+    Args:
+        name_or_path: "setrec-foundation", "path/to/folder" or "org/name".
+        **kwargs: passed on to `from_pretrained` (revision, token, ...).
+
+    Raises:
+        OSError: when there is no such checkpoint.
+    """
+    name = str(name_or_path)
+    if not Path(name).is_dir() and "/" not in name and "\\" not in name:
+        try:
+            name = str(embedded(name))
+        except KeyError as error:
+            raise FileNotFoundError(f"{error.args[0]} A folder or a Hub name (org/name) would do as well.") from None
+    model = AutoModel.from_pretrained(name, dtype=torch.float32, **kwargs)
+    processor = AutoProcessor.from_pretrained(name, **kwargs)
+    return RecommendationPipeline(model=model, processor=processor, task=TASK)
+
+
+class RecommendationPipeline(Pipeline):
+    """Recommends items for histories typed in plain words.
+
+    ```python
+    recommend = pipeline("sequential-recommendation", model="org/setrec-qwen1.5b")
+    recommend(["CHI pro hair dryer", "argan oil shampoo"], top_k=5)
+    ```
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_feature_extractor = False
+    _load_image_processor = False
+
+    def __init__(self, model: Any, processor: Any = None, **kwargs: Any) -> None:
+        if processor is None:
+            processor = AutoProcessor.from_pretrained(model.name_or_path)
+        super().__init__(model=model, processor=processor, **kwargs)
+        self.model.eval()
+        self._indexed: OrderedDict[str, tuple[Any, torch.Tensor]] = OrderedDict()
+
+    @property
+    def catalog(self) -> Catalog:
+        """The items that are recommended unless a call names others."""
+        return self.processor.catalog
+
+    def __call__(
+        self,
+        history: Lines | Sequence[Lines],
+        top_k: int = 10,
+        *,
+        catalog: Catalog | None = None,
+        exclude_seen: bool = True,
+        department: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Recommends items.
+
+        Args:
+            history: what was bought, oldest first: a text with one item per line, or a list of ids, titles, words or `Item`s.
+                A list of such histories gives a list of lists.
+            top_k: how many, at the most.
+            catalog: recommend from these items instead, zero-shot; the weights stay untouched.
+            exclude_seen: leave out what the history holds.
+            department: only items of this department.
+
+        Returns:
+            `[{"item", "score", "rank", "identifier", "because"}, ...]`, best first; an empty history gives the model's opening offer.
+        """
+        several = isinstance(history, list | tuple) and len(history) > 0 and all(isinstance(h, list | tuple | History) for h in history)
+        batch = list(history) if several else [history]
+        answers = super().__call__(
+            [batch], top_k=top_k, catalog=catalog, exclude_seen=exclude_seen, department=department, **kwargs
+        )[0]
+        return answers if several else answers[0]
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        known = {"top_k", "catalog", "exclude_seen", "department"}
+        unknown = set(kwargs) - known
+        if unknown:
+            raise TypeError(f"The pipeline does not know {', '.join(sorted(unknown))}; it takes {', '.join(sorted(known))}.")
+        reading = {key: kwargs[key] for key in ("catalog",) if key in kwargs}
+        return reading, {key: kwargs[key] for key in known - {"catalog"} if key in kwargs}, {}
+
+    def preprocess(self, histories: list[Lines], catalog: Catalog | None = None) -> dict[str, Any]:
+        """Reads the histories against the catalogue."""
+        processor, index = self._index(catalog)
+        return {"processor": processor, "index": index, "histories": [processor.read(history) for history in histories]}
+
+    def _forward(self, inputs: dict[str, Any], top_k: int = 10, exclude_seen: bool = True, department: str | None = None) -> dict[str, Any]:
+        answers = inputs["processor"].recommend(
+            self.model, inputs["histories"], top_k, exclude_seen, department, inputs["index"]
+        )
+        return {"answers": answers}
+
+    def postprocess(self, outputs: dict[str, Any]) -> list[list[dict[str, object]]]:
+        """Makes JSON-able dicts."""
+        return [[recommendation.to_dict() for recommendation in own] for own in outputs["answers"]]
+
+    def understand(self, history: Lines, catalog: Catalog | None = None) -> History:
+        """Tells how each line of a history is understood: the item, how it was found, and how sure that is."""
+        return self._processor_for(catalog).read(history)
+
+    def identify(self, catalog: Catalog | None = None, progress: Progress | None = None) -> list[dict[str, object]]:
+        """The identifier of every item of the catalogue, in its order."""
+        return self._processor_for(catalog).identify(self.model, progress)
+
+    def with_catalog(self, catalog: Catalog, progress: Progress | None = None) -> "RecommendationPipeline":
+        """Returns a pipeline that recommends from another catalogue; it shares the weights."""
+        processor = self.processor.with_catalog(catalog, progress)
+        return RecommendationPipeline(model=self.model, processor=processor, task=self.task, device=self.device)
+
+    def ranker(self, domain: Any, split: Any = None, zero_shot: bool = False) -> "DomainRanker":
+        """Prepares the model for an evaluation on a domain: its own catalogue with everything it knows of it, any other by text alone."""
+        processor = self.processor
+        if zero_shot or domain.catalog.fingerprint != processor.catalog.fingerprint:
+            bare = type(processor)(None, None, processor.encoder, max_items=processor.max_items)
+            processor = bare.with_catalog(domain.catalog)
+        return DomainRanker(self.model, processor)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Writes model and processor into one folder."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+    def _processor_for(self, catalog: Catalog | None) -> Any:
+        return self.processor if catalog is None else self._index(catalog)[0]
+
+    def _index(self, catalog: Catalog | None) -> tuple[Any, torch.Tensor]:
+        """The processor and index of a catalogue; the last few are kept."""
+        key = (catalog or self.catalog).fingerprint
+        if key not in self._indexed:
+            processor = self.processor if catalog is None else self.processor.with_catalog(catalog)
+            index = self.model.index(**{name: values.to(self.model.device) for name, values in processor.features.items()})
+            self._indexed[key] = (processor, index)
+            while len(self._indexed) > KEPT_CATALOGS:
+                self._indexed.popitem(last=False)
+        self._indexed.move_to_end(key)
+        return self._indexed[key]
+
+
+class DomainRanker:
+    """Scores a domain's whole catalogue for histories of rows, for evaluations."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.features = model.eval(), processor.features
+        self.index = model.index(**self.features)
+
+    def scores(self, histories: Sequence[Any]) -> torch.Tensor:
+        """Shape: B arrays of rows -> (B, V)."""
+        return self.model.score(histories, self.features, self.index)

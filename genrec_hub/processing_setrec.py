@@ -1,0 +1,355 @@
+"""SETRecProcessor: the catalogue, its item features and the sentence encoder that travel with a SETRec checkpoint.
+
+Item features are a sidecar, not weights: another catalogue, a larger one, or none can be used with the same model.
+
+Dims: B batch · L items in a history · Q tokens of an identifier · D hidden size · V catalogue size · S semantic width · C CF width · K shown items.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from torch.nn import functional as F
+from transformers import BatchFeature, ProcessorMixin
+
+from .catalog import Catalog, Item, Recommendation
+from .grounding import top_k
+from .history import History
+from .modeling_setrec import SETRecModel
+from .semantic import DEFAULT_ENCODER, MAX_TOKENS, TextEncoder
+from .text import typical_words
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+NEIGHBOURS = 6
+"""Items whose words label a token."""
+LABEL_POOL = 20_000
+"""Items among which the neighbours of a token are looked for."""
+
+Progress = Callable[[int, int], None]
+Lines = str | Iterable[str | Item | Mapping[str, object]]
+
+
+class SETRecProcessor(ProcessorMixin):
+    """Turns histories into model inputs and generated tokens into recommendations.
+
+    Args:
+        catalog: the items that can be recommended; may be empty (then a catalogue is given at call time).
+        features: `semantic` (V, S) centred unit vectors, `centre` (S,), and with CF tokens `cf` (V, C), `has_cf` (V,).
+            Computed with the encoder when None.
+        encoder: name of the sentence encoder (`pypi:<package>`, a folder, or a Hub name).
+        max_tokens: where the encoder cuts a text.
+        max_items: items of a history that are read, the last ones.
+        progress: called with (done, total) while texts are encoded.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog | None = None,
+        features: Mapping[str, np.ndarray] | None = None,
+        encoder: str | TextEncoder = DEFAULT_ENCODER,
+        max_tokens: int = MAX_TOKENS,
+        max_items: int = 50,
+        progress: Progress | None = None,
+    ) -> None:
+        self.catalog = Catalog(()) if catalog is None else catalog
+        self.encoder = encoder if isinstance(encoder, TextEncoder) else TextEncoder(encoder, max_tokens)
+        self.max_items = max_items
+        self._features = dict(features) if features is not None else None
+        if self._features is None and len(self.catalog):
+            self._features = self._encode(self.catalog, None, progress)
+        if self._features is not None and len(self._features["semantic"]) != len(self.catalog):
+            raise ValueError(f"The features hold {len(self._features['semantic'])} items, the catalogue {len(self.catalog)}: they belong to another catalogue.")
+        self._tensors: dict[str, torch.Tensor] | None = None
+
+    def __repr__(self) -> str:
+        return f"SETRecProcessor({self.catalog!r}, {self.encoder!r})"
+
+    @property
+    def features(self) -> dict[str, torch.Tensor]:
+        """The model's view of the catalogue: semantic (V, S), and with CF vectors cf (V, C) and has_cf (V,)."""
+        if self._tensors is None:
+            arrays = self._arrays()
+            self._tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items() if name != "centre"}
+        return self._tensors
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        if self._features is None:
+            raise ValueError("This checkpoint carries no catalogue: give one, for instance catalog=Catalog.from_file('items.csv').")
+        return self._features
+
+    def _encode(self, items: Sequence[Item], centre: np.ndarray | None, progress: Progress | None) -> dict[str, np.ndarray]:
+        """Encodes items; the centre is that of the items when none is given (design decision 10)."""
+        vectors = self.encoder.encode([item.line for item in items], progress)
+        if centre is None:
+            # One item has no centre but itself, which would leave nothing of it.
+            centre = vectors.mean(0) if len(vectors) > 1 else np.zeros(vectors.shape[1], np.float32)
+        moved = vectors - centre
+        return {"semantic": moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-9), "centre": centre}
+
+    # Catalogues
+
+    def with_catalog(self, catalog: Catalog, progress: Progress | None = None) -> "SETRecProcessor":
+        """Returns a processor for another catalogue: zero-shot, without CF vectors, with a centre of its own."""
+        if catalog.fingerprint == self.catalog.fingerprint:
+            return self
+        if self._features is not None and "cf" in self._features:
+            logger.warning(
+                "The checkpoint's CF vectors belong to the catalogue %s, this one is %s: its items are recommended by their texts alone.",
+                self.catalog.fingerprint[:12],
+                catalog.fingerprint[:12],
+            )
+        return SETRecProcessor(catalog, None, self.encoder, max_items=self.max_items, progress=progress)
+
+    def add_items(self, items: Iterable[Item], progress: Progress | None = None) -> "SETRecProcessor":
+        """Returns a processor whose catalogue has the items appended; nothing of the old items changes, the centre stays."""
+        fresh = list(items)
+        old = self._arrays()
+        new = self._encode(fresh, old["centre"], progress)
+        features = {**old, "semantic": np.concatenate([old["semantic"], new["semantic"]])}
+        if "cf" in old:
+            features["cf"] = np.concatenate([old["cf"], np.zeros((len(fresh), old["cf"].shape[1]), np.float32)])
+            features["has_cf"] = np.concatenate([old["has_cf"], np.zeros(len(fresh), bool)])
+        return SETRecProcessor(self.catalog.add(fresh), features, self.encoder, max_items=self.max_items)
+
+    def with_cf(self, cf: np.ndarray, has_cf: np.ndarray | None = None) -> "SETRecProcessor":
+        """Returns a processor with CF vectors. Shape: cf (V, C), has_cf (V,) true where an item has interactions."""
+        known = np.ones(len(cf), bool) if has_cf is None else has_cf
+        return SETRecProcessor(self.catalog, {**self._arrays(), "cf": cf * known[:, None], "has_cf": known}, self.encoder, max_items=self.max_items)
+
+    # Histories
+
+    def read(self, history: Lines | History) -> History:
+        """Reads a history against the catalogue; see `History.read`."""
+        return history if isinstance(history, History) else History.read(history, self.catalog)
+
+    def __call__(self, histories: Sequence[Lines | History], return_tensors: str = "pt") -> BatchFeature:
+        """Makes model inputs from histories, padded on the left.
+
+        Shape: B histories -> semantic (B, L, S), item_mask (B, L), and with CF vectors cf (B, L, C), has_cf (B, L).
+        """
+        if isinstance(histories, str):
+            raise TypeError("The processor takes a list of histories: wrap the one history in a list.")
+        read = [self.read(history)[-self.max_items :] for history in histories]
+        arrays = self._arrays()
+        typed = [match.item for own in read for match in own.matches if match.row is None]
+        words = iter(self._encode(typed, arrays["centre"], None)["semantic"] if typed else ())
+        length = max([1, *map(len, read)])
+        batch = {name: np.zeros((len(read), length, *v.shape[1:]), v.dtype) for name, v in arrays.items() if name != "centre"}
+        mask = np.zeros((len(read), length), bool)
+        for row, own in enumerate(read):
+            for column, match in enumerate(own.matches, length - len(own)):
+                mask[row, column] = True
+                if match.row is None:
+                    batch["semantic"][row, column] = next(words)
+                else:
+                    for name, values in batch.items():
+                        values[row, column] = arrays[name][match.row]
+        return BatchFeature({**batch, "item_mask": mask}, tensor_type=return_tensors)
+
+    # Recommendations
+
+    @torch.inference_mode()
+    def recommend(
+        self,
+        model: SETRecModel,
+        histories: Sequence[Lines | History],
+        top: int = 10,
+        exclude_seen: bool = True,
+        department: str | None = None,
+        index: torch.Tensor | None = None,
+        explain: bool = True,
+    ) -> list[list[Recommendation]]:
+        """Recommends items for each history.
+
+        Args:
+            model: the model in evaluation mode.
+            histories: lines of text, items, or read histories.
+            top: recommendations per history; fewer when the catalogue has fewer to offer.
+            exclude_seen: leave out items of the history.
+            department: only items of this department.
+            index: `model.index(**processor.features)`, when it is known.
+            explain: say which history item contributed most.
+
+        Raises:
+            ValueError: when no item is of the department; the sentence names those there are.
+        """
+        if top < 1:
+            raise ValueError(f"top_k is {top}: ask for at least one recommendation.")
+        features = self.features
+        read = [self.read(history)[-self.max_items :] for history in histories]
+        inputs = self(read).to(model.device)
+        generated = model(**inputs).tokens[:, 0]
+        index = model.index(**{name: values.to(model.device) for name, values in features.items()}) if index is None else index
+        seen = [[row for row in own.rows if row is not None] if exclude_seen else [] for own in read]
+        _, rows = top_k(model.ground(generated), index, min(top, len(self.catalog)), seen, self._allowed(department))
+        answers = []
+        for number, own in enumerate(read):
+            shown = rows[number][rows[number] >= 0]
+            if not len(shown):
+                answers.append([])
+                continue
+            shown_features = {name: values[shown.cpu()][None].to(model.device) for name, values in features.items()}
+            parts = model.contributions(generated[number : number + 1], **shown_features)[0]
+            one = {name: values[number : number + 1, -max(1, len(own)) :] for name, values in inputs.items()}
+            reasons = self._because(model, own, one, shown_features, parts.sum(-1)) if explain else [None] * len(shown)
+            identifiers = self.label_tokens(model, shown.tolist(), parts.tolist())
+            answers.append(
+                [
+                    Recommendation(self.catalog[row], float(parts[place].sum()), place + 1, {"tokens": identifiers[place]}, reasons[place])
+                    for place, row in enumerate(shown.tolist())
+                ]
+            )
+        return answers
+
+    def _allowed(self, department: str | None) -> torch.Tensor | None:
+        if not department:
+            return None
+        allowed = torch.tensor([item.department.casefold() == department.casefold() for item in self.catalog])
+        if not allowed.any():
+            raise ValueError(f"No item is of the department {department!r}; there are: {', '.join(self.catalog.departments[:20]) or 'none'}.")
+        return allowed
+
+    def _because(
+        self, model: SETRecModel, own: History, inputs: Mapping[str, torch.Tensor], shown: dict[str, torch.Tensor], scores: torch.Tensor
+    ) -> list[dict[str, object] | None]:
+        """Leaves out one history item at a time, in one batch; the share of each is its part of the fall of the score. Shape: scores (K,)."""
+        count = len(own)
+        if not count:
+            return [None] * len(scores)
+        falls = scores[None].clamp(min=0)
+        if count > 1:
+            keep = ~torch.eye(count, dtype=torch.bool, device=scores.device)
+            without = {name: torch.stack([values[0][row] for row in keep]) for name, values in inputs.items()}
+            generated = model(**without).tokens[:, 0]
+            parts = model.contributions(generated, **{name: values.expand(count, *values.shape[1:]) for name, values in shown.items()})
+            falls = (scores[None] - parts.sum(-1)).clamp(min=0)
+        shares = falls / falls.sum(0).clamp(min=1e-12)
+        best = shares.argmax(0).tolist()
+        return [
+            {"item": own[place].to_dict(), "share": float(shares[place, k])} if float(shares[place, k]) > 0 else None
+            for k, place in enumerate(best)
+        ]
+
+    # Identifiers
+
+    @torch.inference_mode()
+    def identify(self, model: SETRecModel, progress: Progress | None = None) -> list[dict[str, object]]:
+        """The identifier of every item: its tokens with their labels (a token has a score only for a user)."""
+        out: list[dict[str, object]] = []
+        for start in range(0, len(self.catalog), 512):
+            rows = list(range(start, min(start + 512, len(self.catalog))))
+            for row, tokens in zip(rows, self.label_tokens(model, rows, None), strict=True):
+                item = self.catalog[row]
+                out.append({"item_id": item.item_id, "title": item.title, "identifier": {"tokens": tokens}})
+            if progress is not None:
+                progress(rows[-1] + 1, len(self.catalog))
+        return out
+
+    @torch.inference_mode()
+    def label_tokens(self, model: SETRecModel, rows: Sequence[int], scores: Sequence[Sequence[float]] | None) -> list[list[dict[str, object]]]:
+        """Labels the tokens of items with the words most typical of the items nearest to each token.
+
+        Shape: K rows, scores K x Q -> K lists of Q dicts with slot, score and label.
+        """
+        features = {name: values.to(model.device) for name, values in self.features.items()}
+        pool = np.unique(np.linspace(0, len(self.catalog) - 1, min(LABEL_POOL, len(self.catalog))).astype(int))
+
+        def tokens_of(places: Sequence[int] | np.ndarray) -> torch.Tensor:
+            return model.tokenize(*(features[name][torch.as_tensor(places)] for name in ("semantic", "cf") if name in features))
+
+        around, own = tokens_of(pool), tokens_of(rows)
+        centre = around.mean(0)
+        around, own = F.normalize(around - centre, dim=-1), F.normalize(own - centre, dim=-1)
+        near = torch.einsum("kqd,pqd->kqp", own, around).topk(min(NEIGHBOURS, len(pool)), dim=-1).indices.tolist()
+        lines, frequency = self.catalog.lines, self.catalog.word_frequency
+        labelled = []
+        for place, row in enumerate(rows):
+            tokens: list[dict[str, object]] = []
+            used: set[str] = set()
+            for slot, name in enumerate(model.config.slots):
+                neighbours = dict.fromkeys([row, *(int(pool[p]) for p in near[place][slot])])
+                words = typical_words([lines[r] for r in neighbours], frequency, len(self.catalog), most=6)
+                fresh = [word for word in words if word not in used][:2] or words[:2]
+                used.update(fresh)
+                label = " ".join(fresh) or self.catalog[row].title
+                tokens.append({"slot": name, "score": None if scores is None else float(scores[place][slot]), "label": label})
+            labelled.append(tokens)
+        return labelled
+
+    # Folders
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Writes `processor_config.json` and `catalog/` (items, features, fingerprint). Returns the paths."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        card = {
+            "processor_class": type(self).__name__,
+            "format_version": FORMAT_VERSION,
+            "encoder": self.encoder.name,
+            "max_tokens": self.encoder.max_tokens,
+            "max_items": self.max_items,
+        }
+        if self._auto_class is not None:
+            from transformers.dynamic_module_utils import custom_object_save
+
+            custom_object_save(self, folder, config=card)
+        (folder / "processor_config.json").write_text(json.dumps(card, indent=2) + "\n")
+        written = [folder / "processor_config.json"]
+        if self._features is not None:
+            self.catalog.save(folder / "catalog")
+            arrays = {name: np.ascontiguousarray(values) for name, values in self._features.items()}
+            save_file(arrays, folder / "catalog" / "features.safetensors", metadata={"fingerprint": self.catalog.fingerprint})
+            written += sorted((folder / "catalog").iterdir())
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+        return [str(path) for path in written]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "SETRecProcessor":
+        """Reads a processor from a folder or a Hub repository.
+
+        Raises:
+            FileNotFoundError: when there is no processor.
+            ValueError: when the format is newer than this package, or catalogue and features do not belong together.
+        """
+        folder = _folder(pretrained_model_name_or_path, kwargs)
+        path = folder / "processor_config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{pretrained_model_name_or_path} holds no processor: processor_config.json is missing.")
+        card = json.loads(path.read_text())
+        if card.get("format_version", 0) > FORMAT_VERSION:
+            raise ValueError(f"{pretrained_model_name_or_path} has format {card['format_version']}, this package reads up to {FORMAT_VERSION}: upgrade genrec_hub.")
+        catalog, features = None, None
+        if (folder / "catalog" / "catalog.json").is_file():
+            catalog = Catalog.load(folder / "catalog")
+            file = folder / "catalog" / "features.safetensors"
+            if not file.is_file():
+                raise FileNotFoundError(f"{pretrained_model_name_or_path} has a catalogue without features: catalog/features.safetensors is missing; copy the folder again.")
+            with safe_open(file, "np") as tensors:
+                fingerprint = (tensors.metadata() or {}).get("fingerprint")
+                features = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+            if fingerprint != catalog.fingerprint:
+                raise ValueError(
+                    f"The item features of {pretrained_model_name_or_path} belong to the catalogue {str(fingerprint)[:12]}, its items are "
+                    f"{catalog.fingerprint[:12]}: copy the folder again or index the catalogue anew."
+                )
+        inside = folder / str(card["encoder"])
+        encoder = str(inside) if inside.is_dir() else str(card["encoder"])
+        return cls(catalog, features, encoder, card["max_tokens"], card["max_items"])
+
+
+def _folder(name: str | Path, kwargs: Mapping[str, Any]) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    passed = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only", "force_download") if key in kwargs}
+    return Path(snapshot_download(str(name), allow_patterns=["processor_config.json", "catalog/*", "encoder/*"], **passed))

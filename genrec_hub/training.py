@@ -1,0 +1,350 @@
+"""Training: Trainer subclasses for SASRec and SETRec, fed with length-bucketed sequences and seeded negatives.
+
+Batches hold rows of the catalogue; features are looked up on the model's device. Validation ranks the whole catalogue, the best
+checkpoint by NDCG@10 is kept, and an interrupted run resumes from its last checkpoint.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from .domain import Cases, Sequences
+from .metrics import hit_rate, ndcg, target_ranks
+from .modeling_sasrec import SASRecModel
+from .modeling_setrec import SETRecModel
+from .set_attention import pad_left
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingSequences(Dataset):  # type: ignore[type-arg]
+    """The sequences that have something to learn, cut to their last `most` items. An entry is an array of rows."""
+
+    def __init__(self, sequences: Sequences, most: int, least: int = 2) -> None:
+        self.sequences, self.most = sequences, most
+        self.users = np.flatnonzero(sequences.lengths >= least)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.sequences[self.users[row]][-self.most :]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Length of every entry."""
+        return np.minimum(self.sequences.lengths[self.users], self.most)
+
+
+class LengthBucketSampler(Sampler[int]):
+    """Shuffles so that a batch holds sequences of similar length and of one domain; a function of seed and epoch alone.
+
+    Of a single domain every sequence comes once an epoch. Of several, each is cut to whole batches, and to `quota` sequences.
+
+    Args:
+        lengths: length of every entry.
+        batch: entries of a (global) batch.
+        seed: of the order.
+        domains: domain of every entry.
+        quota: sequences of a domain in one epoch, at the most: another sample every epoch.
+        window: batches that are sorted together.
+    """
+
+    def __init__(
+        self, lengths: np.ndarray, batch: int, seed: int, domains: np.ndarray | None = None, quota: int | None = None, window: int = 50
+    ) -> None:
+        self.lengths, self.batch, self.seed, self.window, self.epoch = lengths, batch, seed, window, 0
+        self.domains = np.zeros(len(lengths), np.int64) if domains is None else domains
+        self.quota = len(lengths) if quota is None else quota
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer at the start of an epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        counts = np.minimum(np.bincount(self.domains), self.quota)
+        return int(counts.sum() if len(counts) == 1 else (counts // self.batch * self.batch).sum())
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        single = int(self.domains.max(initial=0)) == 0
+        whole, rest = [], []
+        for domain in np.unique(self.domains):
+            order = rng.permutation(np.flatnonzero(self.domains == domain))[: self.quota]
+            span = self.batch * self.window
+            for start in range(0, len(order), span):
+                part = order[start : start + span]
+                part = part if single else part[: len(part) // self.batch * self.batch]
+                part = part[np.argsort(self.lengths[part], kind="stable")]
+                batches = [part[at : at + self.batch] for at in range(0, len(part), self.batch)]
+                whole += [batch for batch in batches if len(batch) == self.batch]
+                rest += [batch for batch in batches if len(batch) < self.batch]
+        for place in rng.permutation(len(whole)):
+            yield from whole[place].tolist()
+        for batch in rest:
+            yield from batch.tolist()
+
+
+class NextItemTrainer(Trainer):
+    """What both systems share: sequences in, candidates per step, ranked validation.
+
+    Args:
+        sequences: training sequences (rows of the catalogue).
+        validation: cases for choosing the checkpoint; a seeded sample of at most `max_validation`.
+        negatives: items drawn per step besides the batch's own targets; 0 = the whole catalogue.
+        popular_negatives: draw from the interactions instead of evenly from the items that occur in them.
+        catalog_size: V.
+        max_items: history items of a training sequence, the last ones.
+        max_validation: validation cases that are ranked.
+        domains: (V,) domain of every item when several catalogues stand one behind the other: a batch and its negatives are of one domain.
+        quota: sequences of a domain in one epoch, at the most.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        *,
+        sequences: Sequences,
+        validation: Cases | None,
+        catalog_size: int,
+        negatives: int,
+        popular_negatives: bool = False,
+        max_items: int = 50,
+        max_validation: int = 5000,
+        domains: np.ndarray | None = None,
+        quota: int | None = None,
+        **more: Any,
+    ) -> None:
+        self.validation = None if validation is None else validation.sample(max_validation, args.seed)
+        self.catalog_size, self.negatives, self.quota = catalog_size, negatives, quota
+        self.domains = np.zeros(catalog_size, np.int64) if domains is None else domains
+        drawn = sequences.items if popular_negatives else np.unique(sequences.items)
+        self.pools = [torch.from_numpy(drawn[self.domains[drawn] == domain]) for domain in range(self.domains.max(initial=0) + 1)]
+        data = TrainingSequences(sequences, max_items + 1)
+        super().__init__(model, args, train_dataset=data, eval_dataset=data, data_collator=collate, **more)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBucketSampler:  # type: ignore[type-arg]
+        data: Any = self.train_dataset if train_dataset is None else train_dataset
+        domains = self.domains[data.sequences.items[data.sequences.offsets[data.users]]]
+        return LengthBucketSampler(data.lengths, self.args.train_batch_size * self.args.world_size, self.args.seed, domains, self.quota)
+
+    def draw_candidates(self, labels: torch.Tensor) -> torch.Tensor:
+        """Returns the sorted rows that a step contrasts with: targets of all processes and negatives seeded by the global step."""
+        if not self.negatives:
+            return torch.arange(self.catalog_size, device=labels.device)
+        targets = labels[labels >= 0]
+        if self.args.world_size > 1:
+            gathered = self.accelerator.gather(self.accelerator.pad_across_processes(targets, pad_index=-1))
+            targets = gathered[gathered >= 0]
+        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
+        pool = self.pools[self.domains[int(targets[0])]]
+        drawn = pool[torch.randint(len(pool), (self.negatives,), generator=generator)]
+        return torch.unique(torch.cat([targets, drawn.to(targets.device)]))
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Draws the step's candidates, looks features up and runs the model."""
+        items, labels = inputs["items"], inputs["labels"]
+        candidates = self.draw_candidates(labels)
+        places = torch.where(labels >= 0, torch.searchsorted(candidates, labels.clamp(min=0)), labels)
+        output = model(
+            **self.model_inputs(items, candidates),
+            labels=places,
+            own=own_candidates(items, labels, candidates),
+            num_items_in_batch=num_items_in_batch,
+        )
+        # The Trainer averages over processes; the loss is already divided by the targets of all of them.
+        loss = output.loss * (self.args.world_size if num_items_in_batch is not None else 1)
+        return (loss, output) if return_outputs else loss
+
+    def model_inputs(self, items: torch.Tensor, candidates: torch.Tensor) -> dict[str, Any]:
+        """Turns rows into what the model reads."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how rows become inputs.")
+
+    def scores(self, histories: Sequence[np.ndarray]) -> torch.Tensor:
+        """Scores the whole catalogue. Shape: B histories -> (B, V)."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how histories are scored.")
+
+    def rank_validation(self) -> dict[str, float]:
+        """HR@10 and NDCG@10 on the validation cases, whole catalogue, seen items excluded."""
+        cases = self.validation
+        assert cases is not None
+        ranks = []
+        for start in range(0, len(cases), 256):
+            rows = range(start, min(start + 256, len(cases)))
+            histories, targets = [cases.histories[r] for r in rows], [cases.targets[r] for r in rows]
+            ranks += target_ranks(self.scores(histories), targets, histories)
+        return {"hr@10": float(hit_rate(ranks, 10).mean()), "ndcg@10": float(ndcg(ranks, 10).mean())}
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Ranks the validation cases; called by the Trainer at its evaluation steps."""
+        model: Any = self.model
+        training = model.training
+        model.eval()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.rank_validation().items()}
+        model.train(training)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class SASRecTrainer(NextItemTrainer):
+    """Trains a `SASRecModel` on every position of the sequences."""
+
+    model: SASRecModel
+
+    def model_inputs(self, items: torch.Tensor, candidates: torch.Tensor) -> dict[str, Any]:
+        """Shape: items (B, L), candidates (C,) -> the arguments of `SASRecModel.forward`."""
+        return {"item_ids": items[:, :-1] + 1, "candidates": candidates if self.negatives else None}
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """As the parent's; SASRec has no answer to an empty history, so the first item of a sequence is no target."""
+        items, labels = inputs["items"], inputs["labels"]
+        labels = torch.where(items[:, :-1] >= 0, labels[:, 1:], torch.full_like(labels[:, 1:], -100))
+        count = None if num_items_in_batch is None else num_items_in_batch - self._first_targets(items)
+        return super().compute_loss(model, {"items": items, "labels": labels}, return_outputs, count)
+
+    def _first_targets(self, items: torch.Tensor) -> torch.Tensor:
+        """Number of sequences of this step over all processes: as many targets are left out."""
+        own = torch.tensor(float(len(items)), device=items.device)
+        return self.accelerator.reduce(own, "sum") if self.args.world_size > 1 else own
+
+    def scores(self, histories: Sequence[np.ndarray]) -> torch.Tensor:
+        """Shape: B histories -> (B, V)."""
+        return self.model.score(histories)
+
+
+class SETRecTrainer(NextItemTrainer):
+    """Trains a `SETRecModel` on every prefix of the sequences, the empty one included, in packed forwards.
+
+    Args:
+        features: semantic (V, S), and with a CF slot cf (V, C), has_cf (V,).
+        validation_features: those of the validation cases' catalogue, when it is another one.
+    """
+
+    model: SETRecModel
+
+    def __init__(
+        self,
+        model: SETRecModel,
+        args: TrainingArguments,
+        *,
+        features: Mapping[str, torch.Tensor],
+        validation_features: Mapping[str, torch.Tensor] | None = None,
+        max_items: int | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(model, args, max_items=max_items or model.config.max_items, **more)
+        self.features = {name: values.to(args.device) for name, values in features.items()}
+        known = features if validation_features is None else validation_features
+        self.validation_features = {name: values.to(args.device) for name, values in known.items()}
+
+    def model_inputs(self, items: torch.Tensor, candidates: torch.Tensor) -> dict[str, Any]:
+        """Shape: items (B, L), candidates (C,) -> the arguments of `SETRecModel.forward`; the last item is only a target."""
+        history = items[:, :-1]
+        return {
+            **{name: values[history.clamp(min=0)] for name, values in self.features.items()},
+            "item_mask": history >= 0,
+            "packed": True,
+            "candidates": {name: values[candidates] for name, values in self.features.items()},
+        }
+
+    def scores(self, histories: Sequence[np.ndarray]) -> torch.Tensor:
+        """Shape: B histories -> (B, V)."""
+        return self.model.score(histories, self.validation_features)
+
+    def choose_beta(self, grid: Sequence[float] = tuple(np.round(np.arange(0, 1.01, 0.05), 2))) -> dict[float, float]:
+        """Sets `config.beta` to the best of a grid by validation NDCG@10; histories are encoded once. Returns beta -> NDCG@10."""
+        model, cases = self.model.eval(), self.validation
+        if not model.config.has_cf or cases is None:
+            return {}
+        curve: dict[float, list[np.ndarray]] = {beta: [] for beta in grid}
+        index = model.index(**self.validation_features)
+        for start in range(0, len(cases), 256):
+            rows = range(start, min(start + 256, len(cases)))
+            histories, targets = [cases.histories[r] for r in rows], [cases.targets[r] for r in rows]
+            generated = model.recommend_tokens(histories, self.validation_features)
+            for beta in grid:
+                model.config.beta = float(beta)
+                curve[beta] += target_ranks(model.ground(generated) @ index.T, targets, histories)
+        means = {float(beta): float(ndcg(ranks, 10).mean()) for beta, ranks in curve.items()}
+        model.config.beta = max(means, key=lambda beta: means[beta])
+        return means
+
+
+def collate(entries: list[np.ndarray]) -> dict[str, torch.Tensor]:
+    """Pads sequences on the left; the label of column c is the item in it, to be told from the columns before it.
+
+    Shape: B sequences -> items (B, L) with -1 for padding, labels (B, L) with -100.
+    """
+    items = pad_left(entries)
+    return {"items": items, "labels": items.masked_fill(items < 0, -100)}
+
+
+def own_candidates(items: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    """Marks each user's own items among the candidates; as negatives they would teach to push away what resembles the history.
+
+    Shape: items (B, L) with -1 for padding, candidates (C,) sorted -> (B, C).
+    """
+    place = torch.searchsorted(candidates, items.contiguous()).clamp(max=len(candidates) - 1)
+    user, column = (candidates[place] == items).nonzero(as_tuple=True)
+    own = torch.zeros(len(items), len(candidates), dtype=torch.bool, device=items.device)
+    own[user, place[user, column]] = True
+    return own
+
+
+def training_arguments(
+    output: str | Path, *, epochs: int, batch: int, rate: float, steps_per_epoch: int, seed: int, every: int = 1, **more: Any
+) -> TrainingArguments:
+    """The arguments of a run: AdamW, cosine rate, evaluation and checkpoint every `every` epochs, the best one kept."""
+    steps = max(1, steps_per_epoch * every)
+    settings: dict[str, Any] = {
+        "output_dir": str(output),
+        "num_train_epochs": epochs,
+        "per_device_train_batch_size": batch,
+        "learning_rate": rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": min(100, max(1, steps_per_epoch * epochs // 10)),
+        "max_grad_norm": 1.0,
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "eval_steps": steps,
+        "save_steps": steps,
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "ndcg@10",
+        "logging_steps": steps_per_epoch,
+        "seed": seed,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "disable_tqdm": None,
+        "use_cpu": not torch.cuda.is_available(),
+    }
+    return TrainingArguments(**{**settings, **more})
+
+
+def run(trainer: NextItemTrainer, resume: bool) -> None:
+    """Trains, from the last checkpoint of the output folder when `resume` and there is one."""
+    last = get_last_checkpoint(str(trainer.args.output_dir)) if resume and Path(str(trainer.args.output_dir)).is_dir() else None
+    if resume:
+        logger.info("Resuming from %s" if last else "Nothing to resume in %s: starting anew.", last or trainer.args.output_dir)
+    trainer.train(resume_from_checkpoint=last)
