@@ -47,8 +47,8 @@ _HOMES = {
 __all__ = [  # noqa: RUF022 - one name a line, sorted without regard to case
     "Catalog",
     "Domain",
-    "evaluate",
     "embedded",
+    "evaluate",
     "History",
     "Item",
     "load",
@@ -62,7 +62,7 @@ __all__ = [  # noqa: RUF022 - one name a line, sorted without regard to case
 ]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - module attributes are of any type
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'genrec_hub' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
@@ -74,8 +74,8 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-_AUTO = "transformers.models.auto.processing_auto"
-"""The last of transformers' auto modules that registration needs; whoever imports an Auto class or `pipeline` imports it."""
+_AUTO = "transformers.models.auto.configuration_auto"
+"""The one module that all of transformers' auto classes and `pipeline` import: AutoModel needs no other auto class."""
 
 
 def _register() -> None:
@@ -104,10 +104,10 @@ def _register() -> None:
 
 
 class _RegisterLater(MetaPathFinder):
-    """Waits for transformers' auto classes (and for our own modules that are being imported), then registers and is gone."""
+    """Waits for transformers' auto classes, and until no module of transformers or ours is half imported; then registers and is gone."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != _AUTO and not name.startswith(f"{__name__}."):
+        if name.partition(".")[0] not in ("transformers", __name__):
             return None
         sys.meta_path.remove(self)
         try:
@@ -125,7 +125,7 @@ class _Announcing(Loader):
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the wrapped loader has
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:

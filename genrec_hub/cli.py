@@ -56,7 +56,9 @@ def _setup(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say mo
 
 @app.command()
 def recommend(
-    history: Annotated[list[str] | None, typer.Argument(help="What was bought, oldest first: ids, titles or words; - reads lines from stdin.")] = None,
+    history: Annotated[
+        list[str] | None, typer.Argument(help="What was bought, oldest first: ids, titles or words; - reads lines from stdin.")
+    ] = None,
     model: Model = DEFAULT_MODEL,
     catalog: CatalogFile = None,
     k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="How many.")] = 10,
@@ -106,10 +108,14 @@ def identify(
 def evaluate(
     items: Annotated[Path, typer.Option(help="items.{csv,jsonl,parquet}")],
     interactions: Annotated[Path, typer.Option(help="interactions.{csv,jsonl,parquet}")],
-    model: Annotated[str, typer.Option(help="An embedded checkpoint, a folder, a Hub name, or none for the baselines alone.")] = DEFAULT_MODEL,
+    model: Annotated[
+        str, typer.Option(help="An embedded checkpoint, a folder, a Hub name, or none for the baselines alone.")
+    ] = DEFAULT_MODEL,
     protocol: Annotated[ProtocolName, typer.Option(help="How interactions are split.")] = ProtocolName.leave_one_out,
     stage: Annotated[str, typer.Option(help="test, or validation while choosing.")] = "test",
-    zero_shot: Annotated[bool, typer.Option("--zero-shot", help="Give the model nothing of the interactions but each user's history.")] = False,
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot", help="Give the model nothing of the interactions but each user's history.")
+    ] = False,
     sasrec: Annotated[Path | None, typer.Option(help="Folder of a SASRec trained on the same catalogue, for the table.")] = None,
     max_users: Annotated[int | None, typer.Option(min=1, help="A seeded sample of users, the same for every row.")] = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Add the baselines; nothing is trained.")] = False,
@@ -144,7 +150,9 @@ def evaluate(
             return
         rows: dict[str, Any] = ({str(result["model"]): result["metrics"]} if result["metrics"] else {}) | dict(result["baselines"])  # type: ignore[call-overload, arg-type]
         names = list(next(iter(rows.values()), {}))
-        typer.echo(f"{result['users']} users, {result['items']} items, {protocol.value}, {stage}, {result['repeat_targets']} repeats left out")
+        typer.echo(
+            f"{result['users']} users, {result['items']} items, {protocol.value}, {stage}, {result['repeat_targets']} repeats left out"
+        )
         typer.echo(f"{'':18}" + "".join(f"{name:>14}" for name in names))
         for row, metrics in rows.items():
             values = "".join(f"{metrics[name]:14.4f}" if isinstance(metrics.get(name), float) else f"{'-':>14}" for name in names)
@@ -157,7 +165,9 @@ def train(
     items: Annotated[Path, typer.Option(help="items.{csv,jsonl,parquet}")],
     interactions: Annotated[Path, typer.Option(help="interactions.{csv,jsonl,parquet}")],
     output: Annotated[Path, typer.Option(help="Folder of the finished checkpoint.")],
-    backbone: Annotated[str | None, typer.Option(help="A decoder-only checkpoint to start from; a small Qwen3 from scratch otherwise.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="A decoder-only checkpoint to start from; a small Qwen3 from scratch otherwise.")
+    ] = None,
     sasrec: Annotated[Path | None, typer.Option(help="SETRec: a trained SASRec for the CF tokens, instead of training one.")] = None,
     cf: Annotated[bool, typer.Option(help="SETRec: with a CF token.")] = True,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
@@ -200,7 +210,9 @@ def demo(model: Model = DEFAULT_MODEL, as_json: Json = False) -> None:
             from .demo import launch
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"The app needs {error.name}: pip install 'genrec_hub[demo]'") from None
-        launch(model)
+        from .pipeline import load
+
+        launch({model: lambda: load(model)})
 
 
 @app.command()

@@ -9,12 +9,12 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock, Thread
 from time import perf_counter
-from typing import Final, Literal, Protocol, TypedDict, cast
+from typing import Final, Literal, ParamSpec, Protocol, TypedDict, TypeVar, cast
 
 import gradio as gr
 from gradio.events import api
@@ -83,12 +83,21 @@ class Recommender(Protocol):
 
     def __call__(
         self, history: str, *, top_k: int = 10, exclude_seen: bool = True, department: str | None = None
-    ) -> list[RecommendationFields]: ...
-    def understand(self, history: str) -> History: ...
-    def identify(self) -> list[IdentifiedItem]: ...
-    def with_catalog(self, catalog: Catalog, progress: Callable[[int, int], object] | None = None) -> "Recommender": ...
+    ) -> list[RecommendationFields]:
+        """Ranks the items of the catalogue for a history."""
+
+    def understand(self, history: str) -> History:
+        """Says how each line of a history is read."""
+
+    def identify(self) -> list[IdentifiedItem]:
+        """Gives the identifier of every item."""
+
+    def with_catalog(self, catalog: Catalog, progress: Callable[[int, int], object] | None = None) -> "Recommender":
+        """Makes a recommender of the same weights over other items."""
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Loaders = Mapping[str, Callable[[], Recommender]]
 
 
@@ -109,6 +118,7 @@ class Lazy:
         return self._loaded is not None
 
     def __call__(self) -> Recommender:
+        """Returns the recommender, loaded now if it was not."""
         with self._lock:
             if self._loaded is None:
                 self._loaded = self._load()
@@ -238,6 +248,24 @@ def _fault(sentence: str) -> gr.Error:
     return gr.Error(sentence, print_exception=False)
 
 
+def _speaking(endpoint: Callable[P, R]) -> Callable[P, R]:
+    """The endpoint with every failure as one sentence; what is no fault of the caller goes to the log."""
+
+    @wraps(endpoint)
+    def speak(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return endpoint(*args, **kwargs)
+        except gr.Error:
+            raise
+        except ValueError as error:
+            raise _fault(str(error)) from None
+        except Exception:
+            logger.exception("The endpoint %s failed.", endpoint.__name__)
+            raise _fault(SERVER_FAULT) from None
+
+    return speak
+
+
 def _pick(lazy: Mapping[str, Lazy], model: str) -> Lazy:
     if model not in lazy:
         raise _fault(f"There is no model {str(model)[:60]!r}: the models here are {', '.join(lazy)}.")
@@ -279,6 +307,7 @@ def _upload_box(label: str, **options: object) -> gr.File:
 def _endpoints(lazy: Mapping[str, Lazy]) -> None:
     default = next(iter(lazy))
 
+    @_speaking
     def recommend(history: str, model: str = default, k: int = 10, exclude_seen: bool = True) -> Recommendations:
         """Recommends items from the sample shop for a history of purchases written in plain words.
 
@@ -293,6 +322,7 @@ def _endpoints(lazy: Mapping[str, Lazy]) -> None:
         """
         return {"recommendations": _recommend(_pick(lazy, model)(), history, k, bool(exclude_seen))}
 
+    @_speaking
     def search(query: str, k: int = 10) -> list[ItemFields]:
         """Finds items of the sample shop by title; typos and missing words are forgiven.
 
@@ -308,6 +338,7 @@ def _endpoints(lazy: Mapping[str, Lazy]) -> None:
         catalog = lazy[default]().catalog
         return cast(list[ItemFields], [catalog[row].to_dict() for row, _ in catalog.search(query[:500], _whole(k))])
 
+    @_speaking
     def identify(catalog: str, model: str = default) -> list[IdentifiedItem]:
         """Gives every item of an uploaded catalogue the identifier that the model reads it by.
 
@@ -319,10 +350,7 @@ def _endpoints(lazy: Mapping[str, Lazy]) -> None:
             Per item its item_id, title and identifier, in the order of the file.
         """
         pipe = _pick(lazy, model)()
-        try:
-            return pipe.with_catalog(read_upload(catalog)).identify()
-        except ValueError as error:
-            raise _fault(str(error)) from None
+        return pipe.with_catalog(read_upload(catalog)).identify()
 
     api(recommend, api_name="recommend", concurrency_id="model", concurrency_limit=2)
     api(search, api_name="search")

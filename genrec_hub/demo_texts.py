@@ -38,7 +38,8 @@ tokens: a label in words, and the token's share of the score. The shares of a ca
 Nothing you type or upload is stored. Uploads are deleted once read; their index is dropped with the session.
 
 ### Licences
-Code, weights and the sample shop: Apache-2.0. SETRec follows *Order-agnostic Identifier for Large Language Model-based
+Code and the sample shop: Apache-2.0. The weights were trained on public research data sets and carry their terms (see the model card).
+SETRec follows *Order-agnostic Identifier for Large Language Model-based
 Generative Recommendation* (Lin et al., 2025).
 The text encoder is all-MiniLM-L6-v2 (Apache-2.0).
 """

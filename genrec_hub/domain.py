@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .catalog import Catalog, read_table
+from .catalog import Catalog
+from .tables import read_table
 from .text import MAX_TITLE, clean
 
 logger = logging.getLogger(__name__)
@@ -325,8 +326,8 @@ def refuse_key_sorted(sequences: Sequences, ids: Sequence[str], where: str = "th
             descending += bool((steps <= 0).all())
     if max(ascending, descending) >= max(20, 0.8 * looked):
         raise ValueError(
-            f"{where}: {max(ascending, descending):,} of {looked:,} histories are sorted by item_id, so their order is not the order in time "
-            "and the last item is no fair target: order them by the time of purchase."
+            f"{where}: {max(ascending, descending):,} of {looked:,} histories are sorted by item_id, so their order "
+            "is not the order in time and the last item is no fair target: order them by the time of purchase."
         )
 
 
@@ -348,7 +349,8 @@ def _item_rows(catalog: Catalog, column: pa.ChunkedArray, where: str) -> np.ndar
     if len(bad):
         name = column[int(bad[0])].as_py()
         raise ValueError(
-            f"{where} names {len(np.unique(codes[bad])):,} item_id that the catalogue does not have (first: {name!r} in row {bad[0] + 1}): "
+            f"{where} names {len(np.unique(codes[bad])):,} item_id that the catalogue does not have "
+            f"(first: {name!r} in row {bad[0] + 1}): "
             "add these items to the items file or drop their interactions."
         )
     return rows

@@ -43,11 +43,18 @@ def top_k(
         for row, own in enumerate(excluded or ()):
             inside = [r - start for r in own if start <= r < start + part.shape[1]]
             part[row, inside] = -torch.inf
-        values, rows = part.topk(min(k, part.shape[1]))
-        merged, rows = torch.cat([best_scores, values], 1), torch.cat([best_rows, rows + start], 1)
-        # topk does not promise an order among equal scores: sort by row, then stably by score.
-        order = rows.argsort(dim=1, stable=True)
-        order = order.gather(1, merged.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, :k]
+        rows = _lowest_of_the_best(part, min(k, part.shape[1]))
+        merged, rows = torch.cat([best_scores, part.gather(1, rows)], 1), torch.cat([best_rows, rows + start], 1)
+        # Among equal scores rows rise from left to right, and a stable sort keeps that.
+        order = merged.argsort(dim=1, descending=True, stable=True)[:, :k]
         best_scores, best_rows = merged.gather(1, order), rows.gather(1, order)
     best_rows = best_rows.masked_fill(best_scores == -torch.inf, -1)
     return best_scores, best_rows
+
+
+def _lowest_of_the_best(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """Columns of the k best scores, rising; of equal scores at the cut topk keeps any, this the lowest. Shape: (B, C) -> (B, k)."""
+    cut = scores.topk(k).values[:, -1:]
+    above, level = scores > cut, scores == cut
+    kept = above | (level & (level.cumsum(1) <= k - above.sum(1, keepdim=True)))
+    return kept.nonzero()[:, 1].view(len(scores), k)

@@ -28,7 +28,7 @@ CLEAR = 0.12
 MOST_ALTERNATIVES = 3
 
 _BREAK = re.compile(r"<(?:br|/li|/p|/tr|/div)\b[^<>]{0,100}>", re.IGNORECASE)
-_BULLET = re.compile(r"^(?:[-*+•‣◦▪·–—]+|\d{1,4}[.)]|\[[ xX]?\])\s+")
+_BULLET = re.compile(r"^(?:[-*+•‣◦▪·\u2013\u2014]+|\d{1,4}[.)]|\[[ xX]?\])\s+")
 
 How = Literal["id", "title", "fuzzy", "text"]
 

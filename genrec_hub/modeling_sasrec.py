@@ -10,7 +10,7 @@ so that padding never matters.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class SASRecModel(PreTrainedModel):
     config_class = SASRecConfig
     base_model_prefix = "sasrec"
     main_input_name = "item_ids"
-    _no_split_modules = ["SASRecBlock"]
+    _no_split_modules: ClassVar[list[str]] = ["SASRecBlock"]
 
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__(config)

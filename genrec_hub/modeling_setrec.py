@@ -10,13 +10,14 @@ score, a recency-weighted residual from the history's own tokens, sampled candid
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -43,15 +44,24 @@ class SETRecOutput(ModelOutput):
     reconstruction_loss: torch.Tensor | None = None
 
 
+class TokenizerLinear(nn.Linear):
+    """A linear layer of the tokenizers: Xavier-normal as in the paper, or orthogonal where it should keep what it maps."""
+
+    def __init__(self, width: int, out: int, orthogonal: bool = False) -> None:
+        self.orthogonal = orthogonal
+        super().__init__(width, out)
+
+
 class SemanticTokenizer(nn.Module):
     """The autoencoder: a semantic vector becomes N tokens, the contiguous chunks of the code. Source: SETRec section 3.1."""
 
     def __init__(self, config: SETRecConfig) -> None:
         super().__init__()
         widths = [config.semantic_size, *config.semantic_widths, config.semantic_tokens * config.text_config.hidden_size]
+        steps, single = list(pairwise(widths)), not config.semantic_widths
         self.shape = (config.semantic_tokens, config.text_config.hidden_size)
-        self.encoder = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        self.decoder = nn.ModuleList(nn.Linear(b, a) for a, b in list(zip(widths[:-1], widths[1:], strict=True))[::-1])
+        self.encoder = nn.ModuleList(TokenizerLinear(a, b, single) for a, b in steps)
+        self.decoder = nn.ModuleList(TokenizerLinear(b, a, single) for a, b in reversed(steps))
 
     def latent(self, semantic: torch.Tensor) -> torch.Tensor:
         """The last hidden layer, in which all tokens are affine. Shape: (..., S) -> (..., H)."""
@@ -88,7 +98,7 @@ class SETRecModel(PreTrainedModel):
         width = config.text_config.hidden_size
         self.backbone = AutoModel.from_config(config.text_config)
         self.semantic = SemanticTokenizer(config)
-        self.cf = nn.Linear(config.cf_size, width) if config.has_cf else None
+        self.cf = TokenizerLinear(config.cf_size, width, orthogonal=True) if config.has_cf else None
         self.queries = nn.Parameter(torch.empty(config.tokens, width))
         scales = {"none": 0, "slot": config.tokens, "joint": 1}[config.normalize]
         self.log_scale = nn.Parameter(torch.empty(scales)) if scales else None
@@ -104,16 +114,37 @@ class SETRecModel(PreTrainedModel):
             if module.log_decay is not None and module.gate is not None:
                 init.constant_(module.log_decay, float(torch.tensor(self.config.decay).log()))
                 init.constant_(module.gate, 0.01)
-            if module.cf is not None:
-                init.orthogonal_(module.cf.weight)
-                init.zeros_(module.cf.bias)
-        elif isinstance(module, SemanticTokenizer):
-            for layer in (*module.encoder, *module.decoder):
-                init.xavier_normal_(layer.weight)
-                init.zeros_(layer.bias)
-            if len(module.encoder) == 1:
-                init.orthogonal_(module.encoder[0].weight)
-                init.copy_(module.decoder[0].weight, module.encoder[0].weight.detach().T)
+        elif isinstance(module, TokenizerLinear):
+            (init.orthogonal_ if module.orthogonal else init.xavier_normal_)(module.weight)
+            init.zeros_(module.bias)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name_or_folder: str,
+        prompt: str = "What would user be likely to purchase next after buying items",
+        response: str = "?;",
+        dtype: torch.dtype = torch.float32,
+        **config: Any,
+    ) -> "SETRecModel":
+        """Puts a pretrained decoder-only backbone under fresh queries, projections and autoencoder.
+
+        Args:
+            name_or_folder: a Hub name or a folder, with weights and tokenizer.
+            prompt: words before the history (SETRec's template).
+            response: words between the history and the queries.
+            dtype: of the weights.
+            **config: of `SETRecConfig`.
+        """
+        tokenizer = AutoTokenizer.from_pretrained(name_or_folder)
+        backbone = AutoModel.from_pretrained(name_or_folder, dtype=dtype)
+        words = {
+            "prompt_ids": tokenizer(prompt, add_special_tokens=False).input_ids,
+            "response_ids": tokenizer(response, add_special_tokens=False).input_ids,
+        }
+        model = cls(SETRecConfig(**{**words, **config}, text_config=backbone.config)).to(dtype)
+        model.backbone = backbone
+        return model
 
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's word embeddings."""
@@ -238,15 +269,16 @@ class SETRecModel(PreTrainedModel):
     ) -> torch.Tensor:
         """Sum over targets of the mean cross-entropy over slots (and of the fused score). Shape: generated (P, Q, D) -> ()."""
         table = self.tokenize(candidates["semantic"], candidates.get("cf"))
-        scores = torch.einsum("pqd,cqd->qpc", generated, table)
         if self.cf is not None and candidates.get("has_cf") is not None:
-            scores[0].masked_fill_(~candidates["has_cf"], 0.0)
-        share, total = self.config.fused_loss, scores.new_zeros(())
+            table = torch.cat([table[:, :1] * candidates["has_cf"][:, None, None], table[:, 1:]], 1)
+        share, total = self.config.fused_loss, generated.new_zeros(())
         if share > 0:
-            fused = torch.einsum("q,qpc->pc", self.slot_weights(scores), scores)
-            total = total + share * self._contrast(fused, labels, own)
+            weighted = generated * self.slot_weights(generated)[:, None]
+            total = total + share * self._contrast(weighted.flatten(1) @ table.flatten(1).T, labels, own)
         if share < 1:
-            total = total + sum((1 - share) / len(scores) * self._contrast(slot, labels, own) for slot in scores)
+            for slot in range(generated.shape[1]):
+                single = self._contrast(generated[:, slot] @ table[:, slot].T, labels, own)
+                total = total + (1 - share) / generated.shape[1] * single
         return total
 
     @staticmethod

@@ -49,6 +49,8 @@ def load(name_or_path: str | Path = DEFAULT_MODEL, **kwargs: Any) -> "Recommenda
             name = str(embedded(name))
         except KeyError as error:
             raise FileNotFoundError(f"{error.args[0]} A folder or a Hub name (org/name) would do as well.") from None
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(f"{name} holds no checkpoint: config.json is missing.")
     model = AutoModel.from_pretrained(name, dtype=torch.float32, **kwargs)
     processor = AutoProcessor.from_pretrained(name, **kwargs)
     return RecommendationPipeline(model=model, processor=processor, task=TASK)
@@ -105,9 +107,7 @@ class RecommendationPipeline(Pipeline):
         """
         several = isinstance(history, list | tuple) and len(history) > 0 and all(isinstance(h, list | tuple | History) for h in history)
         batch = list(history) if several else [history]
-        answers = super().__call__(
-            [batch], top_k=top_k, catalog=catalog, exclude_seen=exclude_seen, department=department, **kwargs
-        )[0]
+        answers = super().__call__([batch], top_k=top_k, catalog=catalog, exclude_seen=exclude_seen, department=department, **kwargs)[0]
         return answers if several else answers[0]
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -124,9 +124,7 @@ class RecommendationPipeline(Pipeline):
         return {"processor": processor, "index": index, "histories": [processor.read(history) for history in histories]}
 
     def _forward(self, inputs: dict[str, Any], top_k: int = 10, exclude_seen: bool = True, department: str | None = None) -> dict[str, Any]:
-        answers = inputs["processor"].recommend(
-            self.model, inputs["histories"], top_k, exclude_seen, department, inputs["index"]
-        )
+        answers = inputs["processor"].recommend(self.model, inputs["histories"], top_k, exclude_seen, department, inputs["index"])
         return {"answers": answers}
 
     def postprocess(self, outputs: dict[str, Any]) -> list[list[dict[str, object]]]:

@@ -66,7 +66,9 @@ class SETRecProcessor(ProcessorMixin):
         if self._features is None and len(self.catalog):
             self._features = self._encode(self.catalog, None, progress)
         if self._features is not None and len(self._features["semantic"]) != len(self.catalog):
-            raise ValueError(f"The features hold {len(self._features['semantic'])} items, the catalogue {len(self.catalog)}: they belong to another catalogue.")
+            raise ValueError(
+                f"The features hold {len(self._features['semantic'])} items, the catalogue {len(self.catalog)}: they belong to another catalogue."
+            )
         self._tensors: dict[str, torch.Tensor] | None = None
 
     def __repr__(self) -> str:
@@ -122,7 +124,9 @@ class SETRecProcessor(ProcessorMixin):
     def with_cf(self, cf: np.ndarray, has_cf: np.ndarray | None = None) -> "SETRecProcessor":
         """Returns a processor with CF vectors. Shape: cf (V, C), has_cf (V,) true where an item has interactions."""
         known = np.ones(len(cf), bool) if has_cf is None else has_cf
-        return SETRecProcessor(self.catalog, {**self._arrays(), "cf": cf * known[:, None], "has_cf": known}, self.encoder, max_items=self.max_items)
+        return SETRecProcessor(
+            self.catalog, {**self._arrays(), "cf": cf * known[:, None], "has_cf": known}, self.encoder, max_items=self.max_items
+        )
 
     # Histories
 
@@ -184,11 +188,12 @@ class SETRecProcessor(ProcessorMixin):
         if top < 1:
             raise ValueError(f"top_k is {top}: ask for at least one recommendation.")
         features = self.features
-        read = [self.read(history)[-self.max_items :] for history in histories]
+        whole = [self.read(history) for history in histories]
+        read = [own[-self.max_items :] for own in whole]
         inputs = self(read).to(model.device)
         generated = model(**inputs).tokens[:, 0]
         index = model.index(**{name: values.to(model.device) for name, values in features.items()}) if index is None else index
-        seen = [[row for row in own.rows if row is not None] if exclude_seen else [] for own in read]
+        seen = [[row for row in own.rows if row is not None] if exclude_seen else [] for own in whole]
         _, rows = top_k(model.ground(generated), index, min(top, len(self.catalog)), seen, self._allowed(department))
         answers = []
         for number, own in enumerate(read):
@@ -214,7 +219,9 @@ class SETRecProcessor(ProcessorMixin):
             return None
         allowed = torch.tensor([item.department.casefold() == department.casefold() for item in self.catalog])
         if not allowed.any():
-            raise ValueError(f"No item is of the department {department!r}; there are: {', '.join(self.catalog.departments[:20]) or 'none'}.")
+            raise ValueError(
+                f"No item is of the department {department!r}; there are: {', '.join(self.catalog.departments[:20]) or 'none'}."
+            )
         return allowed
 
     def _because(
@@ -254,7 +261,9 @@ class SETRecProcessor(ProcessorMixin):
         return out
 
     @torch.inference_mode()
-    def label_tokens(self, model: SETRecModel, rows: Sequence[int], scores: Sequence[Sequence[float]] | None) -> list[list[dict[str, object]]]:
+    def label_tokens(
+        self, model: SETRecModel, rows: Sequence[int], scores: Sequence[Sequence[float]] | None
+    ) -> list[list[dict[str, object]]]:
         """Labels the tokens of items with the words most typical of the items nearest to each token.
 
         Shape: K rows, scores K x Q -> K lists of Q dicts with slot, score and label.
@@ -326,13 +335,17 @@ class SETRecProcessor(ProcessorMixin):
             raise FileNotFoundError(f"{pretrained_model_name_or_path} holds no processor: processor_config.json is missing.")
         card = json.loads(path.read_text())
         if card.get("format_version", 0) > FORMAT_VERSION:
-            raise ValueError(f"{pretrained_model_name_or_path} has format {card['format_version']}, this package reads up to {FORMAT_VERSION}: upgrade genrec_hub.")
+            raise ValueError(
+                f"{pretrained_model_name_or_path} has format {card['format_version']}, this package reads up to {FORMAT_VERSION}: upgrade genrec_hub."
+            )
         catalog, features = None, None
         if (folder / "catalog" / "catalog.json").is_file():
             catalog = Catalog.load(folder / "catalog")
             file = folder / "catalog" / "features.safetensors"
             if not file.is_file():
-                raise FileNotFoundError(f"{pretrained_model_name_or_path} has a catalogue without features: catalog/features.safetensors is missing; copy the folder again.")
+                raise FileNotFoundError(
+                    f"{pretrained_model_name_or_path} has a catalogue without features: catalog/features.safetensors is missing; copy the folder again."
+                )
             with safe_open(file, "np") as tensors:
                 fingerprint = (tensors.metadata() or {}).get("fingerprint")
                 features = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118

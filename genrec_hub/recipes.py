@@ -74,7 +74,9 @@ def small_backbone(hidden: int = 64, layers: int = 2, dropout: float = 0.3) -> Q
     )
 
 
-def train_sasrec(domain: Domain, output: str | Path, settings: Settings = Settings(), resume: bool = False, **config: Any) -> dict[str, Any]:
+def train_sasrec(
+    domain: Domain, output: str | Path, settings: Settings = Settings(), resume: bool = False, **config: Any
+) -> dict[str, Any]:
     """Trains a SASRec on a domain's training sequences and saves it, best validation checkpoint first.
 
     Args:
@@ -148,7 +150,9 @@ def train_setrec(
             train_sasrec(domain, folder, Settings(seed=chosen.seed, protocol=chosen.protocol), resume)
         tokenizer = SASRecModel.from_pretrained(folder, dtype=torch.float32)
         if tokenizer.config.catalog_fingerprint != domain.catalog.fingerprint:
-            raise ValueError(f"The SASRec in {folder} was trained on another catalogue than {domain.catalog!r}: train one on this catalogue.")
+            raise ValueError(
+                f"The SASRec in {folder} was trained on another catalogue than {domain.catalog!r}: train one on this catalogue."
+            )
         processor = processor.with_cf(tokenizer.item_vectors().numpy(), split.popularity(size) > 0)
     features = processor.features
     own = {
@@ -201,7 +205,9 @@ def _negatives(chosen: Settings, size: int) -> int:
 
 def _refuse_empty(training: Sequences) -> None:
     if not (training.lengths >= 2).any():
-        raise ValueError("No user has two training items, so there is nothing to learn from: give longer histories (three items each at the least).")
+        raise ValueError(
+            "No user has two training items, so there is nothing to learn from: give longer histories (three items each at the least)."
+        )
 
 
 def _finish(trainer: NextItemTrainer, output: Path, chosen: Settings, resume: bool, after: Callable[[], dict[str, Any]]) -> dict[str, Any]:

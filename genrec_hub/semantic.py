@@ -11,7 +11,8 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -155,33 +156,46 @@ def _is_plain(path: Path) -> bool:
 
 
 class _Store:
-    """A file of text hash -> vector; several processes may share it."""
+    """A file of text hash -> vector; several processes may share it. A damaged file is put aside, a missing right to write ignored."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        with self._open() as file:
-            file.execute("CREATE TABLE IF NOT EXISTS vectors (text BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
 
-    def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.path, timeout=60)
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection | None]:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = sqlite3.connect(self.path, timeout=60)
+        except (OSError, sqlite3.OperationalError) as error:
+            logger.warning("No cache of text vectors at %s (%s): every text is encoded anew.", self.path, error)
+            yield None
+            return
+        try:
+            with file:
+                file.execute("CREATE TABLE IF NOT EXISTS vectors (text BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
+                yield file
+        except sqlite3.OperationalError as error:
+            logger.warning("The cache of text vectors at %s can't be used now (%s).", self.path, error)
+        except sqlite3.DatabaseError as error:
+            logger.warning("The cache of text vectors at %s is damaged (%s): put aside, a new one is begun.", self.path, error)
+            self.path.replace(self.path.with_suffix(".damaged"))
+        finally:
+            file.close()
 
     def read(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         found = {}
-        file = self._open()
-        for text in texts:
-            row = file.execute("SELECT vector FROM vectors WHERE text = ?", (_digest(text),)).fetchone()
-            if row is not None:
-                found[text] = np.frombuffer(row[0], np.float32)
-        file.close()
+        with self._open() as file:
+            for text in texts if file is not None else ():
+                row = file.execute("SELECT vector FROM vectors WHERE text = ?", (_digest(text),)).fetchone()
+                if row is not None:
+                    found[text] = np.frombuffer(row[0], np.float32)
         return found
 
     def write(self, texts: Sequence[str], vectors: np.ndarray) -> None:
-        file = self._open()
-        with file:
-            rows = [(_digest(text), vector.astype(np.float32).tobytes()) for text, vector in zip(texts, vectors, strict=True)]
-            file.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
-        file.close()
+        rows = [(_digest(text), vector.astype(np.float32).tobytes()) for text, vector in zip(texts, vectors, strict=True)]
+        with self._open() as file:
+            if file is not None:
+                file.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
 
 
 def _digest(text: str) -> bytes:

@@ -10,7 +10,7 @@ try:
     from ftfy import fix_text
 except ImportError:  # mojibake then stays as it is
 
-    def fix_text(text: str) -> str:  # type: ignore[misc]
+    def fix_text(text: str) -> str:
         """Returns the text as it is."""
         return text
 
@@ -24,11 +24,11 @@ _TAG = re.compile(r"<(?:/?[a-zA-Z][^<>]{0,300}|!--.{0,300}?--)>", re.DOTALL)
 _PLAIN = re.compile(r"(?:[!-%'-;=-~]+(?: [!-%'-;=-~]+)*)?")
 _SPACE = re.compile(r"\s+")
 _DOTS = re.compile(r"\.{2,}")
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)?")
+_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W\d_]+)?")
 _PATH = re.compile(r"\s*(?:>|\||/(?=\s)|;)\s*")
 
 STOPWORDS = frozenset(
-    "a an and are as at be but by for from has have in into is it its of off on or our per so than that the their then "
+    "a an and are as at be but by for from has have in into is it its of off on or our per so than that the their then "  # noqa: SIM905
     "this to up was were will with you your de la le les des du un une et en der die das und mit für el los las del con "
     "para por oz ml inch inches pack count set size new edition vol".split()
 )

@@ -6,6 +6,7 @@ checkpoint by NDCG@10 is kept, and an interrupted run resumes from its last chec
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,9 @@ class NextItemTrainer(Trainer):
         quota: sequences of a domain in one epoch, at the most.
     """
 
+    opening = True
+    """Whether the first item of a sequence is a target, to be told from nothing."""
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -129,7 +133,7 @@ class NextItemTrainer(Trainer):
         drawn = sequences.items if popular_negatives else np.unique(sequences.items)
         self.pools = [torch.from_numpy(drawn[self.domains[drawn] == domain]) for domain in range(self.domains.max(initial=0) + 1)]
         data = TrainingSequences(sequences, max_items + 1)
-        super().__init__(model, args, train_dataset=data, eval_dataset=data, data_collator=collate, **more)
+        super().__init__(model, args, train_dataset=data, eval_dataset=data, data_collator=partial(collate, opening=self.opening), **more)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBucketSampler:  # type: ignore[type-arg]
         data: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -180,31 +184,32 @@ class NextItemTrainer(Trainer):
 
     def rank_validation(self) -> dict[str, float]:
         """HR@10 and NDCG@10 on the validation cases, whole catalogue, seen items excluded."""
-        cases = self.validation
+        model, cases = self.model, self.validation
+        assert model is not None
         assert cases is not None
+        training = model.training
+        model.eval()
         ranks = []
         for start in range(0, len(cases), 256):
             rows = range(start, min(start + 256, len(cases)))
             histories, targets = [cases.histories[r] for r in rows], [cases.targets[r] for r in rows]
             ranks += target_ranks(self.scores(histories), targets, histories)
+        model.train(training)
         return {"hr@10": float(hit_rate(ranks, 10).mean()), "ndcg@10": float(ndcg(ranks, 10).mean())}
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Ranks the validation cases; called by the Trainer at its evaluation steps."""
-        model: Any = self.model
-        training = model.training
-        model.eval()
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.rank_validation().items()}
-        model.train(training)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
 class SASRecTrainer(NextItemTrainer):
-    """Trains a `SASRecModel` on every position of the sequences."""
+    """Trains a `SASRecModel` on every position of the sequences; it has no answer to an empty history."""
 
     model: SASRecModel
+    opening = False
 
     def model_inputs(self, items: torch.Tensor, candidates: torch.Tensor) -> dict[str, Any]:
         """Shape: items (B, L), candidates (C,) -> the arguments of `SASRecModel.forward`."""
@@ -217,16 +222,9 @@ class SASRecTrainer(NextItemTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """As the parent's; SASRec has no answer to an empty history, so the first item of a sequence is no target."""
-        items, labels = inputs["items"], inputs["labels"]
-        labels = torch.where(items[:, :-1] >= 0, labels[:, 1:], torch.full_like(labels[:, 1:], -100))
-        count = None if num_items_in_batch is None else num_items_in_batch - self._first_targets(items)
-        return super().compute_loss(model, {"items": items, "labels": labels}, return_outputs, count)
-
-    def _first_targets(self, items: torch.Tensor) -> torch.Tensor:
-        """Number of sequences of this step over all processes: as many targets are left out."""
-        own = torch.tensor(float(len(items)), device=items.device)
-        return self.accelerator.reduce(own, "sum") if self.args.world_size > 1 else own
+        """As the parent's, with the label of an item beside the item before it."""
+        shifted = {"items": inputs["items"], "labels": inputs["labels"][:, 1:]}
+        return super().compute_loss(model, shifted, return_outputs, num_items_in_batch)
 
     def scores(self, histories: Sequence[np.ndarray]) -> torch.Tensor:
         """Shape: B histories -> (B, V)."""
@@ -291,13 +289,20 @@ class SETRecTrainer(NextItemTrainer):
         return means
 
 
-def collate(entries: list[np.ndarray]) -> dict[str, torch.Tensor]:
+def collate(entries: list[np.ndarray], opening: bool = True) -> dict[str, torch.Tensor]:
     """Pads sequences on the left; the label of column c is the item in it, to be told from the columns before it.
+
+    The Trainer counts these labels over all accumulated batches and processes, so an item that is no target has none.
+
+    Args:
+        entries: the sequences.
+        opening: False leaves out the first item of each.
 
     Shape: B sequences -> items (B, L) with -1 for padding, labels (B, L) with -100.
     """
     items = pad_left(entries)
-    return {"items": items, "labels": items.masked_fill(items < 0, -100)}
+    known = (items >= 0).cumsum(1) > (0 if opening else 1)
+    return {"items": items, "labels": items.masked_fill(~known, -100)}
 
 
 def own_candidates(items: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:

@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from genrec_hub.catalog import Catalog, Item, read_table
+from genrec_hub.catalog import Catalog, Item
 from genrec_hub.domain import Domain, Sequences
+from genrec_hub.tables import read_table
 
 logger = logging.getLogger("prepare_data")
 

@@ -5,20 +5,30 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
+from genrec_hub.catalog import Catalog, Item
+from genrec_hub.configuration_setrec import SETRecConfig
 from genrec_hub.domain import Domain
+from genrec_hub.modeling_setrec import SETRecModel
+from genrec_hub.processing_setrec import SETRecProcessor
+from genrec_hub.semantic import TextEncoder
+from genrec_hub.text import words
 
 torch.set_num_threads(1)
-settings.register_profile("quick", max_examples=60, deadline=None)
+settings.register_profile("quick", max_examples=40, deadline=None)
 settings.load_profile("quick")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -61,3 +71,72 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return _write
+
+
+# A shop, an encoder that needs no download, and tiny models
+
+_NOUNS = {
+    "Beauty > Hair Care": ("shampoo", "hair dryer", "argan oil", "curl cream", "round brush"),
+    "Toys > Games": ("wooden puzzle", "card game", "robot kit", "plush bear", "kite"),
+    "Kitchen": ("cast iron pan", "espresso cup", "bread knife", "tea kettle", "mixing bowl"),
+    "Garden > Tools": ("pruning shears", "watering can", "seed tray", "garden hose", "bird feeder"),
+}
+_KINDS = ("Aurora", "Bramble", "Copper")
+_BRANDS = ("Lumo", "Nordhavn", "Tessel", "Okapi")
+SEMANTIC = 16
+
+
+class FakeEncoder(TextEncoder):
+    """Unit vectors that are sums of a random vector per word: texts with common words are near, and no model is loaded."""
+
+    def __init__(self, name: str = "fake", max_tokens: int = 48) -> None:
+        super().__init__(name, max_tokens)
+
+    def encode(self, texts, progress=None, cache=True) -> np.ndarray:
+        vectors = np.zeros((len(texts), SEMANTIC), np.float32)
+        for row, text in enumerate(texts):
+            for word in words(text.casefold())[: self.max_tokens] or [text]:
+                seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
+                vectors[row] += np.random.default_rng(seed).normal(size=SEMANTIC)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+
+@pytest.fixture(scope="session")
+def encoder() -> FakeEncoder:
+    return FakeEncoder()
+
+
+@pytest.fixture(scope="session")
+def shop() -> Catalog:
+    """Sixty invented items of four departments."""
+    made = [(department, noun, kind) for kind in _KINDS for department, nouns in _NOUNS.items() for noun in nouns]
+    return Catalog(
+        Item(f"sku-{n:02d}", f"{kind} {noun}", _BRANDS[n % 4], department, f"A {noun} for every day.", f"{n + 3}.50")
+        for n, (department, noun, kind) in enumerate(made)
+    )
+
+
+@pytest.fixture(scope="session")
+def processor(shop: Catalog, encoder: FakeEncoder) -> SETRecProcessor:
+    """The shop without CF vectors; `processor.with_cf(...)` adds them."""
+    return SETRecProcessor(shop, encoder=encoder)
+
+
+@pytest.fixture(scope="session")
+def tiny_setrec() -> Callable[..., SETRecModel]:
+    """(backbone, attention, seed, **config) -> a SETRec of two layers in evaluation mode whose parameters are all away from their start."""
+
+    def _tiny_setrec(backbone: str = "qwen3", attention: str = "sdpa", seed: int = 0, **config: Any) -> SETRecModel:
+        size = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+        size |= {"num_key_value_heads": 2, "max_position_embeddings": 512}
+        kind = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}[backbone]
+        text_config = kind(**size, head_dim=16) if backbone == "qwen3" else kind(**size)
+        settings = {"semantic_tokens": 3, "semantic_size": SEMANTIC, "semantic_widths": (24, 20), "text_config": text_config}
+        torch.manual_seed(seed)
+        model = SETRecModel._from_config(SETRecConfig(**{**settings, **config}), attn_implementation=attention).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        return model
+
+    return _tiny_setrec

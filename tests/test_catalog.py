@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrec_hub.catalog import Catalog, Item, match_columns, read_table
+from genrec_hub.catalog import Catalog, Item
+from genrec_hub.tables import match_columns, read_table
 
 ITEMS = [
     Item("a1", "CHI PRO Hair Dryer 1875W", "CHI", "Beauty > Hair", "strong", "59.90"),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,6 +19,9 @@ from gradio_client.exceptions import AppError
 from genrec_hub import demo, demo_uploads
 from genrec_hub.catalog import Catalog, Item
 from genrec_hub.history import History, Match
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 CHROMIUM = Path("/usr/bin/chromium")
 SHOTS = Path("/tmp/demo_shots")
@@ -192,6 +196,7 @@ def test_identify(client: Client, items_csv: Path) -> None:
         (("coffee", "setrec-foundation", 0, True), "give a whole number from 1 to 50"),
         (("coffee", "setrec-foundation", 51, True), "give a whole number from 1 to 50"),
         (("coffee", "setrec-foundation", 2.5, True), "give a whole number from 1 to 50"),
+        (("the sky falls", "setrec-foundation", 5, True), "Something went wrong on our side"),
         (("x" * 30_000, "setrec-foundation", 5, True), "the limit is 20,000"),
     ],
 )
@@ -294,7 +299,7 @@ def test_the_snippets_name_the_server() -> None:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
+def browser() -> Iterator["Browser"]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not CHROMIUM.exists():
         pytest.skip(f"{CHROMIUM} is not installed")
@@ -307,9 +312,9 @@ def browser() -> Iterator[object]:
 class Visit:
     """A page that remembers dialogs, script errors and requests that left the machine."""
 
-    def __init__(self, browser: object, url: str, width: int, dark: bool) -> None:
+    def __init__(self, browser: "Browser", url: str, width: int, dark: bool) -> None:
         self.faults: list[str] = []
-        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")  # type: ignore[attr-defined]
+        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
         self.page.on("dialog", lambda dialog: (self.faults.append(f"dialog {dialog.message}"), dialog.dismiss()))
         self.page.on("pageerror", lambda error: self.faults.append(f"script error {error}"))
         host = urlsplit(url).netloc
@@ -327,7 +332,7 @@ class Visit:
 
 
 @pytest.fixture
-def visit(browser: object, url: str) -> Iterator[Callable[..., Visit]]:
+def visit(browser: "Browser", url: str) -> Iterator[Callable[..., Visit]]:
     visits = []
 
     def open_page(width: int = 1280, dark: bool = False) -> Visit:

@@ -10,10 +10,7 @@ import pytest
 import torch
 
 from genrec_hub import metrics
-from genrec_hub.catalog import Catalog, Item
-from genrec_hub.configuration_sasrec import SASRecConfig
-from genrec_hub.domain import Cases, Domain, Sequences, Split
-from genrec_hub.evaluation import (
+from genrec_hub.baselines import (
     ItemKNN,
     Popularity,
     Ranker,
@@ -22,8 +19,11 @@ from genrec_hub.evaluation import (
     TextKNN,
     TextNeighbours,
     baseline_rankers,
-    evaluate,
 )
+from genrec_hub.catalog import Catalog, Item
+from genrec_hub.configuration_sasrec import SASRecConfig
+from genrec_hub.domain import Cases, Domain, Sequences, Split
+from genrec_hub.evaluation import evaluate
 from genrec_hub.modeling_sasrec import SASRecModel
 from genrec_hub.semantic import centred
 

@@ -112,6 +112,8 @@ def test_text_is_split_into_lines_and_bullets_go():
 def test_a_title_that_looks_like_a_bullet_is_itself():
     assert only("1. FC Wunderland Scarf").how == "title"
     assert only("- a1").how == "id"
+    both = Catalog([Item("1", "FC Scarf"), Item("2", "1. FC Scarf")])
+    assert History.read("1. FC Scarf\n2. FC Scarf\n- 1. FC Scarf", both).rows == [1, 0, 1]
 
 
 @pytest.mark.parametrize("nothing", ["", "  \n\n ", [], ["", " ", "\0", "<br>", "\u200b"], [None], [{}], iter(())])
