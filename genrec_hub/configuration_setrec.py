@@ -10,7 +10,7 @@ class SETRecConfig(PreTrainedConfig):
     """Hyper-parameters of `SETRecModel`.
 
     Args:
-        text_config: configuration of the backbone, any decoder-only model (Qwen3, Qwen2, Llama, ...).
+        text_config: configuration of the backbone: a decoder-only model (Qwen3, Qwen2, Llama, Gemma, ...) or one of the T5 family.
         semantic_tokens: N, semantic tokens of an item.
         semantic_size: width of the sentence encoder's vectors.
         semantic_widths: hidden widths of the autoencoder's encoder; the decoder mirrors them. () = one linear map.
@@ -20,6 +20,9 @@ class SETRecConfig(PreTrainedConfig):
         slot_weights: further weight per slot in the score, CF first; () = all 1.
         prompt_ids: token ids before the history.
         response_ids: token ids between the history and the queries.
+        mask: "paper", or "released" for what the published code does instead (see `set_attention` and `backbones`).
+        lora: low-rank adapters in the backbone, whose own weights are then frozen: {"r", "alpha", "dropout", "target_modules"}, those left
+            out take the published values. None = the whole backbone is trained.
         max_items: items of a history that are read, the last ones.
         dropout: on the item tokens that enter the backbone and on the generated tokens.
         normalize: "slot" makes each generated token unit length, "joint" the whole set, "none" leaves raw dot products (the paper).
@@ -44,6 +47,8 @@ class SETRecConfig(PreTrainedConfig):
     slot_weights: list[float] | tuple[float, ...] = ()
     prompt_ids: list[int] | tuple[int, ...] = (0,)
     response_ids: list[int] | tuple[int, ...] = ()
+    mask: str = "paper"
+    lora: dict[str, Any] | None = None
     max_items: int = 50
     dropout: float = 0.0
     normalize: str = "none"
@@ -58,11 +63,26 @@ class SETRecConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        for name, allowed in (("normalize", ("none", "slot", "joint")), ("grounding", ("auto", "latent", "token"))):
+        choices = {"normalize": ("none", "slot", "joint"), "grounding": ("auto", "latent", "token"), "mask": ("paper", "released")}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"SETRecConfig.{name} is {getattr(self, name)!r}: it should be one of {', '.join(allowed)}.")
         if not 0 <= self.beta <= 1:
             raise ValueError(f"SETRecConfig.beta is {self.beta}: it should lie between 0 (CF alone) and 1 (semantic alone).")
+
+        if unknown := set(self.lora or ()) - {"r", "alpha", "dropout", "target_modules"}:
+            raise ValueError(f"SETRecConfig.lora holds {', '.join(sorted(unknown))}: it knows r, alpha, dropout and target_modules.")
+
+    @property
+    def width(self) -> int:
+        """D, hidden size of the backbone (T5Gemma states it in its encoder alone)."""
+        own: Any = self.text_config
+        return int(own.hidden_size if hasattr(own, "hidden_size") else own.encoder.hidden_size)
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the backbone reads the history in an encoder and answers in a decoder."""
+        return bool(getattr(self.text_config, "is_encoder_decoder", False))
 
     @property
     def has_cf(self) -> bool:

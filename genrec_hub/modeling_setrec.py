@@ -21,8 +21,9 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .backbones import add_adapters, freeze_all_but_adapters, merge_adapters, read_in_encoder, read_in_sequence, word_scale
 from .configuration_setrec import SETRecConfig
-from .set_attention import length_batches, pad_left, set_layout
+from .set_attention import PrefixLayout, SetLayout, length_batches, pad_left, prefix_layout, set_layout
 
 
 @dataclass
@@ -57,9 +58,9 @@ class SemanticTokenizer(nn.Module):
 
     def __init__(self, config: SETRecConfig) -> None:
         super().__init__()
-        widths = [config.semantic_size, *config.semantic_widths, config.semantic_tokens * config.text_config.hidden_size]
+        widths = [config.semantic_size, *config.semantic_widths, config.semantic_tokens * config.width]
         steps, single = list(pairwise(widths)), not config.semantic_widths
-        self.shape = (config.semantic_tokens, config.text_config.hidden_size)
+        self.shape = (config.semantic_tokens, config.width)
         self.encoder = nn.ModuleList(TokenizerLinear(a, b, single) for a, b in steps)
         self.decoder = nn.ModuleList(TokenizerLinear(b, a, single) for a, b in reversed(steps))
 
@@ -92,11 +93,12 @@ class SETRecModel(PreTrainedModel):
     base_model_prefix = "setrec"
     main_input_name = "semantic"
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
-    def __init__(self, config: SETRecConfig) -> None:
+    def __init__(self, config: SETRecConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        width = config.text_config.hidden_size
-        self.backbone = AutoModel.from_config(config.text_config)
+        width = config.width
+        self.backbone = AutoModel.from_config(config.text_config) if backbone is None else backbone
         self.semantic = SemanticTokenizer(config)
         self.cf = TokenizerLinear(config.cf_size, width, orthogonal=True) if config.has_cf else None
         self.queries = nn.Parameter(torch.empty(config.tokens, width))
@@ -105,6 +107,8 @@ class SETRecModel(PreTrainedModel):
         self.log_decay = nn.Parameter(torch.empty(config.tokens)) if config.residual else None
         self.gate = nn.Parameter(torch.empty(config.tokens, width)) if config.residual else None
         self.post_init()
+        if config.lora is not None:  # after post_init: adapters start as peft makes them, at no change
+            config.lora = add_adapters(self.backbone, config.lora)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, SETRecModel):
@@ -125,26 +129,46 @@ class SETRecModel(PreTrainedModel):
         prompt: str = "What would user be likely to purchase next after buying items",
         response: str = "?;",
         dtype: torch.dtype = torch.float32,
+        lora: dict[str, Any] | None = None,
+        attn_implementation: str | None = None,
         **config: Any,
     ) -> "SETRecModel":
-        """Puts a pretrained decoder-only backbone under fresh queries, projections and autoencoder.
+        """Puts a pretrained backbone, decoder-only or of the T5 family, under fresh queries, projections and autoencoder.
 
         Args:
             name_or_folder: a Hub name or a folder, with weights and tokenizer.
             prompt: words before the history (SETRec's template).
             response: words between the history and the queries.
             dtype: of the weights.
+            lora: adapters, as in `SETRecConfig`; {} takes the published settings, None trains the whole backbone.
+            attn_implementation: "sdpa" or "eager"; what the backbone takes by itself when None.
             **config: of `SETRecConfig`.
         """
         tokenizer = AutoTokenizer.from_pretrained(name_or_folder)
-        backbone = AutoModel.from_pretrained(name_or_folder, dtype=dtype)
+        backbone = AutoModel.from_pretrained(name_or_folder, dtype=dtype, attn_implementation=attn_implementation)
         words = {
             "prompt_ids": tokenizer(prompt, add_special_tokens=False).input_ids,
             "response_ids": tokenizer(response, add_special_tokens=False).input_ids,
         }
-        model = cls(SETRecConfig(**{**words, **config}, text_config=backbone.config)).to(dtype)
-        model.backbone = backbone
-        return model
+        own = {"text_config": backbone.config, "lora": lora, "attn_implementation": backbone.config._attn_implementation}
+        return cls(SETRecConfig(**{**words, **config, **own}), backbone).to(dtype)
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **more: Any) -> Any:
+        """Loads a checkpoint; with adapters in it, the backbone's own weights are frozen again."""
+        loaded = super().from_pretrained(*arguments, **more)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.lora is not None:
+            freeze_all_but_adapters(model.backbone)
+        return loaded
+
+    def merge_adapter(self) -> "SETRecModel":
+        """Adds the LoRA adapters to the backbone's weights, so that a plain checkpoint is left. Returns the model."""
+        if self.config.lora is None:
+            raise ValueError("This model has no adapters to merge: config.lora is None.")
+        merge_adapters(self.backbone)
+        self.config.lora = None
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's word embeddings."""
@@ -189,9 +213,9 @@ class SETRecModel(PreTrainedModel):
         """
         config = self.config
         tokens = self.tokenize(semantic, cf)
-        layout = set_layout(
-            item_mask, config.tokens, len(config.prompt_ids), len(config.response_ids), packed, self._token_mask(item_mask, has_cf)
-        )
+        arrange = prefix_layout if config.has_encoder else set_layout
+        sizes = (config.tokens, len(config.prompt_ids), len(config.response_ids))
+        layout = arrange(item_mask, *sizes, packed, self._token_mask(item_mask, has_cf), config.mask == "released")
         generated = self._generate(tokens, layout)
         if self.gate is not None:
             generated = generated * self.gate + self._residual(tokens, item_mask, has_cf, packed)
@@ -216,32 +240,17 @@ class SETRecModel(PreTrainedModel):
         mask[:, :, 0] = has_cf
         return mask
 
-    def _generate(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
+    def _generate(self, tokens: torch.Tensor, layout: SetLayout | PrefixLayout) -> torch.Tensor:
         """Runs the backbone over prompt, items and queries. Shape: tokens (B, L, Q, D) -> (B, A, Q, D)."""
-        config, batch, count = self.config, len(tokens), layout.asked.shape[1]
-        words = self.get_input_embeddings()
-
-        def embed(ids: list[int] | tuple[int, ...]) -> torch.Tensor:
-            return words(torch.tensor(ids, dtype=torch.long, device=tokens.device)).to(tokens.dtype)
-
-        block = torch.cat([embed(config.response_ids), self.queries.to(tokens.dtype)])
-        sequence = torch.cat(
-            [
-                embed(config.prompt_ids).expand(batch, -1, -1),
-                F.dropout(tokens, config.dropout, self.training).flatten(1, 2),
-                block.repeat(count, 1).expand(batch, -1, -1),
-            ],
-            1,
+        config, words = self.config, self.get_input_embeddings()
+        scale = word_scale(words)
+        prompt, response = (
+            words(torch.tensor(ids, dtype=torch.long, device=tokens.device)).to(tokens.dtype)
+            for ids in (config.prompt_ids, config.response_ids)
         )
-        mask = layout.additive(sequence.dtype)
-        kinds = set(getattr(config.text_config, "layer_types", None) or ()) - {"full_attention"}
-        hidden = self.backbone(
-            inputs_embeds=sequence,
-            attention_mask={"full_attention": mask, **dict.fromkeys(kinds, mask)} if kinds else mask,
-            position_ids=layout.positions,
-            use_cache=False,
-        ).last_hidden_state
-        answers = hidden[:, -count * len(block) :].unflatten(1, (count, len(block)))[:, :, len(config.response_ids) :]
+        items = F.dropout(tokens, config.dropout, self.training) * scale
+        read: Any = read_in_encoder if config.has_encoder else read_in_sequence
+        answers = read(self.backbone, layout, items, prompt, response, self.queries.to(tokens.dtype) * scale)
         return F.dropout(answers, config.dropout, self.training)
 
     def _residual(self, tokens: torch.Tensor, item_mask: torch.Tensor, has_cf: torch.Tensor | None, packed: bool) -> torch.Tensor:
@@ -271,28 +280,28 @@ class SETRecModel(PreTrainedModel):
         table = self.tokenize(candidates["semantic"], candidates.get("cf"))
         if self.cf is not None and candidates.get("has_cf") is not None:
             table = torch.cat([table[:, :1] * candidates["has_cf"][:, None, None], table[:, 1:]], 1)
+        if own is not None:
+            own = own.scatter(1, labels[:, None], False)
+
+        def contrast(answers: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+            scores = answers @ items.T
+            if own is not None:
+                scores.masked_fill_(own, torch.finfo(scores.dtype).min)
+            return F.cross_entropy(scores, labels, reduction="sum")
+
         share, total = self.config.fused_loss, generated.new_zeros(())
         if share > 0:
             weighted = generated * self.slot_weights(generated)[:, None]
-            total = total + share * self._contrast(weighted.flatten(1) @ table.flatten(1).T, labels, own)
+            total = total + share * contrast(weighted.flatten(1), table.flatten(1))
         if share < 1:
             for slot in range(generated.shape[1]):
-                single = self._contrast(generated[:, slot] @ table[:, slot].T, labels, own)
-                total = total + (1 - share) / generated.shape[1] * single
+                total = total + (1 - share) / generated.shape[1] * contrast(generated[:, slot], table[:, slot])
         return total
-
-    @staticmethod
-    def _contrast(scores: torch.Tensor, labels: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
-        """Sum of cross-entropies; the user's own items are no negatives. Shape: scores (P, C), labels (P,), own (P, C) -> ()."""
-        target = scores.gather(1, labels[:, None])
-        if own is not None:
-            scores = scores.masked_fill(own, torch.finfo(scores.dtype).min).scatter(1, labels[:, None], target)
-        return (scores.logsumexp(1) - target[:, 0]).sum()
 
     @torch.no_grad()
     def recommend_tokens(self, histories: Sequence[np.ndarray], features: dict[str, torch.Tensor], batch_size: int = 128) -> torch.Tensor:
         """Generates the next item's tokens for histories given as rows of `features`. Shape: B arrays of rows -> (B, Q, D)."""
-        generated = torch.empty(len(histories), self.config.tokens, self.config.text_config.hidden_size)
+        generated = torch.empty(len(histories), self.config.tokens, self.config.width)
         for rows in length_batches([len(h) for h in histories], batch_size):
             items = pad_left([histories[r] for r in rows], self.config.max_items).to(self.device)
             mask = items >= 0
@@ -324,7 +333,7 @@ class SETRecModel(PreTrainedModel):
         if self.config.grounding != "auto":
             return self.config.grounding == "latent"
         width = self.config.cf_size + self.semantic.encoder[-1].in_features
-        return width < self.config.tokens * self.config.text_config.hidden_size
+        return width < self.config.tokens * self.config.width
 
     @torch.no_grad()
     def index(

@@ -69,9 +69,7 @@ def main() -> None:
     parser.add_argument("--quota", type=int, default=4000, help="users of a domain in one epoch, at the most")
     parser.add_argument("--max-items", type=int, default=20, help="history items of a training sequence")
     parser.add_argument("--config", type=json.loads, default={}, help="JSON of further SETRecConfig values")
-    parser.add_argument(
-        "--freeze-tokenizer", action="store_true", help="keep the start's text map: a free one memorises the training items"
-    )
+    parser.add_argument("--freeze", default="", help="comma-separated parts that stay as they start: semantic, backbone, queries, gate, ...")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     chosen = parser.parse_args()
@@ -103,7 +101,10 @@ def main() -> None:
     hidden = settings.pop("hidden", 128)
     backbone = small_backbone(hidden, settings.pop("layers", 2), settings.pop("attention_dropout", 0.1))
     model = SETRecModel(SETRecConfig(text_config=backbone, semantic_size=features["semantic"].shape[1], **settings))
-    model.semantic.requires_grad_(not chosen.freeze_tokenizer)
+    for part in filter(None, chosen.freeze.split(",")):
+        for name, parameter in model.named_parameters():
+            if name == part or name.startswith(f"{part}."):
+                parameter.requires_grad_(False)
     entries = np.bincount(domain_of[sequences.items[sequences.offsets[:-1]]], minlength=len(domains))
     steps = int((np.minimum(entries, chosen.quota) // chosen.batch).sum())
     trainer = SETRecTrainer(

@@ -185,12 +185,12 @@ def test_more_lines_than_allowed_keep_the_last(caplog):
     ids=range(11),
 )
 def test_hostile_lines(line):
-    start = time.perf_counter()
+    start = time.process_time()
     for history in (History.read(line, CATALOG), History.read([line], CATALOG)):
         assert len(history) <= 1
         json.dumps([match.to_dict() for match in history.matches], ensure_ascii=False).encode()
         assert all(len(match.line) <= 300 for match in history.matches)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_emoji_title():
@@ -264,6 +264,6 @@ def test_fifty_lines_against_twenty_thousand_titles_are_quick():
     catalog = Catalog(Item(str(n), " ".join(rng.choices(vocabulary, k=9))) for n in range(20_000))
     lines = [_misspell(catalog[rng.randrange(20_000)].title, rng) for _ in range(50)]
     catalog.search("warm up")
-    start = time.perf_counter()
+    start = time.process_time()
     History.read(lines, catalog)
-    assert time.perf_counter() - start < 2.0  # 0.2 s on an idle core; the room is for busy machines
+    assert time.process_time() - start < 2.0  # 0.2 s on an idle core; the room is for busy machines

@@ -89,9 +89,9 @@ def test_clean_cuts_at_a_word():
     "hostile", ["<b" * 500_000 + ">" * 500_000, "&amp;" * 300_000, "&" * 10**6, "<!--" * 10**5, "é" * 10**6], ids=range(5)
 )
 def test_clean_is_quick_on_hostile_text(hostile):
-    start = time.perf_counter()
+    start = time.process_time()
     clean(hostile)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 def test_works_without_optional_packages():

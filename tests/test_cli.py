@@ -1,0 +1,152 @@
+"""The command line as a user runs it: answers on stdout, the rest on stderr, faults in one sentence."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from genrec_hub.cli import app
+from genrec_hub.pipeline import PRETRAINED
+
+runner = CliRunner()
+needs_checkpoint = pytest.mark.skipif(not (PRETRAINED / "setrec-foundation").is_dir(), reason="the embedded checkpoint is absent")
+
+
+def run(*arguments: str, **more):
+    return runner.invoke(app, list(arguments), prog_name="genrec", **more)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """Forty items in two families and sixty users who stay in theirs; ids in no order."""
+    items, interactions = tmp_path / "items.csv", tmp_path / "interactions.csv"
+    items.write_text("item_id,title\n" + "".join(f"{(n * 17) % 40:02d}x,{'red' if n % 2 else 'blue'} thing {n}\n" for n in range(40)))
+    rows = []
+    for user in range(60):
+        for position in range(5):
+            rows.append(f"u{user},{((user % 2 + 2 * ((user * 7 + position * (3 + user % 5)) % 20)) * 17) % 40:02d}x,{position}\n")
+    interactions.write_text("user_id,item_id,position\n" + "".join(rows))
+    return items, interactions
+
+
+def test_help_answers_without_torch():
+    code = "import sys; sys.argv = ['genrec', '--help']\nfrom genrec_hub.__main__ import main\ntry:\n    main()\nexcept SystemExit:\n    pass\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "recommend" in done.stdout
+    assert done.stdout.strip().endswith("False")
+
+
+@needs_checkpoint
+def test_recommend_json_is_what_the_pipeline_returns():
+    from genrec_hub import load
+
+    done = run("recommend", "Argan Oil Shampoo for Dry Hair, 300 ml", "-k", "3", "--json")
+    assert done.exit_code == 0, done.stderr
+    answers = json.loads(done.stdout)
+    assert [a["rank"] for a in answers] == [1, 2, 3]
+    expected = load()(["Argan Oil Shampoo for Dry Hair, 300 ml"], top_k=3)
+    assert [a["item"] for a in answers] == [e["item"] for e in expected]
+    assert [a["score"] for a in answers] == pytest.approx([e["score"] for e in expected], abs=1e-5)
+
+
+@needs_checkpoint
+def test_recommend_reads_stdin_only_when_asked():
+    piped = run("recommend", "-", "-k", "2", "--json", input="Argan Oil Shampoo for Dry Hair, 300 ml\n\n")
+    named = run("recommend", "Argan Oil Shampoo for Dry Hair, 300 ml", "-k", "2", "--json", input="something else\n")
+    assert [a["item"] for a in json.loads(piped.stdout)] == [a["item"] for a in json.loads(named.stdout)]
+
+
+@needs_checkpoint
+def test_recommend_for_people():
+    done = run("recommend", "Argan Oil Shampoo for Dry Hair, 300 ml", "-k", "2")
+    assert "  1. " in done.stdout
+    assert "because of Argan Oil Shampoo" in done.stdout
+    assert "(title, 100%)" in done.stderr
+
+
+@needs_checkpoint
+def test_doctor_finds_the_checkpoint_whole():
+    done = run("doctor", "--json")
+    report = json.loads(done.stdout)
+    assert done.exit_code == 0
+    assert report["problems"] == []
+    assert report["checkpoints"]["setrec-foundation"]["items"] > 400
+    assert report["packages"]["torch"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["recommend", "x", "--model", "no-such-model"], "No embedded checkpoint 'no-such-model'"),
+        (["recommend", "x", "--catalog", "missing.csv"], "There is no file missing.csv"),
+        (["evaluate", "--model", "none", "--items", "missing.csv", "--interactions", "x.csv"], "There is no file missing.csv"),
+        (["train", "sasrec", "--items", "missing.csv", "--interactions", "x.csv", "--output", "o"], "There is no file missing.csv"),
+    ],
+)
+def test_faults_are_one_sentence_on_stderr(arguments, says):
+    done = run(*arguments)
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs_checkpoint
+def test_wrong_columns_name_the_column(tmp_path):
+    bad = tmp_path / "bad.csv"
+    bad.write_text("colour,size\nred,1\n")
+    done = run("recommend", "x", "--catalog", str(bad))
+    assert done.exit_code == 1
+    assert "bad.csv has no column item_id" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_train_evaluate_identify_recommend_end_to_end(files, tmp_path, monkeypatch):
+    """A researcher's whole way on own tables, on the real sentence encoder, at the smallest size."""
+    monkeypatch.setenv("GENREC_CACHE", str(tmp_path / "cache"))
+    items, interactions = map(str, files)
+    model = tmp_path / "model"
+    done = run(
+        *("train", "setrec", "--items", items, "--interactions", interactions, "--output", str(model)),
+        *("--epochs", "2", "--batch", "16", "--every", "1", "--json"),
+    )
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["settings"]["epochs"] == 2
+    assert len(report["curve"]) == 2
+    assert set(report["validation"]) == {"hr@10", "ndcg@10"}
+    assert not (model / "checkpoints").exists()
+    assert (model / "catalog" / "features.safetensors").is_file()
+
+    done = run(
+        *("evaluate", "--model", str(model), "--items", items, "--interactions", interactions),
+        *("--baselines", "--sasrec", str(model / "cf"), "--json"),
+    )
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    keys = "protocol zero_shot exclude_seen repeat_targets users items seed metrics ci baselines groups seconds model fingerprint command"
+    assert set(result) == set(keys.split())
+    assert result["users"] + result["repeat_targets"] == 60
+    assert {"popularity", "item-knn", "text-knn-soft", "sasrec"} <= set(result["baselines"])
+
+    done = run("identify", "--model", str(model), "--catalog", items, "--json")
+    rows = json.loads(done.stdout)
+    assert len(rows) == 40
+    assert all(token["label"] for row in rows for token in row["identifier"]["tokens"])
+    assert [token["slot"] for token in rows[0]["identifier"]["tokens"]] == ["cf", "sem1", "sem2", "sem3"]
+
+    done = run("recommend", "red thing 1", "--model", str(model), "-k", "4", "--json")
+    assert len(json.loads(done.stdout)) == 4
+
+    again = run("train", "setrec", "--items", items, "--interactions", interactions, "--output", str(model), "--epochs", "2", "--resume", "--json")
+    assert again.exit_code == 0, again.stderr
+
+
+def test_python_m_is_the_same_program():
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-m", "genrec_hub", "recommend", "--help"], capture_output=True, text=True, env=env, check=True)
+    assert "What was bought, oldest first" in done.stdout
