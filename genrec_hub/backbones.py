@@ -10,6 +10,7 @@ Source: SETRec section 3.2; T5's relative positions as in transformers' T5Attent
 Differs: the published T5 code has no set mask in the encoder and adds a 0/1 mask in the decoder; `mask="released"` brings both back.
 """
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -22,6 +23,16 @@ SCORES = 2**26
 
 LORA = {"r": 8, "alpha": 16, "dropout": 0.02}
 """Source: SETRec's Qwen script, as the target modules below."""
+
+
+def is_supported(backbone: Any) -> bool:
+    """Whether one of the two ways to hand in positions fits: by argument, or as the relative bias that all blocks of a T5 stack share."""
+    if not backbone.config.is_encoder_decoder:
+        return "position_ids" in signature(backbone.forward).parameters
+    if not hasattr(backbone.config, "relative_attention_num_buckets"):
+        return hasattr(backbone.encoder, "rotary_emb")
+    tables = [hasattr(getattr(block.layer[0], "SelfAttention", None), "relative_attention_bias") for block in backbone.encoder.block]
+    return tables[0] and not any(tables[1:])
 
 
 def word_scale(words: nn.Module) -> torch.Tensor | float:
@@ -44,13 +55,13 @@ def read_in_sequence(
     block = torch.cat([response, queries])
     sequence = torch.cat([prompt.expand(batch, -1, -1), items.flatten(1, 2), block.repeat(count, 1).expand(batch, -1, -1)], 1)
     config: Any = backbone.config
-    hidden = backbone(
+    hidden: torch.Tensor = backbone(
         inputs_embeds=sequence,
         attention_mask=_for_each_kind(config, layout.additive(sequence.dtype)),
         position_ids=layout.positions,
         use_cache=False,
     ).last_hidden_state
-    return hidden[:, -count * len(block) :].unflatten(1, (count, len(block)))[:, :, len(response) :]
+    return hidden[:, -count * len(block) :].view(batch, count, len(block), -1)[:, :, len(response) :]
 
 
 def read_in_encoder(
@@ -113,10 +124,13 @@ def _with_relative_bias(
         max_distance=table.relative_attention_max_distance,
     )
     bias = table.relative_attention_bias(buckets).permute(2, 0, 1)[None]
+    # Added once for all blocks; but a decoder without a mask would look back only.
+    own, bias = (mask, bias) if stack.is_decoder else (None, bias + mask)
     hidden = stack.dropout(hidden)
     for block in stack.block:
-        hidden = block(hidden, mask, bias, memory, memory_mask)[0]
-    return stack.dropout(stack.final_layer_norm(hidden))
+        hidden = block(hidden, own, bias, memory, memory_mask)[0]
+    answer: torch.Tensor = stack.dropout(stack.final_layer_norm(hidden))
+    return answer
 
 
 def _with_rotary_positions(
@@ -128,11 +142,11 @@ def _with_rotary_positions(
     memory_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Runs an encoder or decoder that takes positions and masks. Shapes as in `_with_relative_bias`."""
-    asked = {"inputs_embeds": hidden, "attention_mask": _for_each_kind(stack.config, mask), "position_ids": positions[None]}
+    asked: dict[str, Any] = {"inputs_embeds": hidden, "attention_mask": _for_each_kind(stack.config, mask), "position_ids": positions[None]}
     if memory is not None:
-        more = {"encoder_hidden_states": memory, "encoder_attention_mask": {"full_attention": memory_mask}, "use_cache": False}
-        return stack(**asked, **more).last_hidden_state
-    return stack(**asked).last_hidden_state
+        asked |= {"encoder_hidden_states": memory, "encoder_attention_mask": {"full_attention": memory_mask}, "use_cache": False}
+    answer: torch.Tensor = stack(**asked).last_hidden_state
+    return answer
 
 
 def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
@@ -181,13 +182,16 @@ class Catalog(Sequence[Item]):
         return digest.hexdigest()
 
     @cached_property
-    def word_frequency(self) -> dict[str, int]:
-        """Salient word -> number of items whose line holds it."""
-        frequency: dict[str, int] = {}
-        for line in self.lines:
-            for word in salient(line):
-                frequency[word] = frequency.get(word, 0) + 1
-        return frequency
+    def labels(self) -> list[str]:
+        """What labels of tokens are made of: title and narrowest category of each item, without its brand."""
+        brands = [set(salient(item.brand)) for item in self._items]
+        texts = [f"{item.title}. {(departments(item.categories) or [''])[-1]}" for item in self._items]
+        return [" ".join(word for word in salient(text) if word not in brand) for text, brand in zip(texts, brands, strict=True)]
+
+    @cached_property
+    def label_frequency(self) -> dict[str, int]:
+        """Word -> number of items whose label text holds it."""
+        return Counter(word for text in self.labels for word in text.split())
 
     def row(self, item_id: str) -> int:
         """Returns the row of an id.

@@ -4,8 +4,8 @@ Dims: B batch · L items in a history · Q tokens of an identifier (1 CF + N sem
 A asked prefixes · P scored positions · C candidates of a step · S width of semantic vectors · W index width · K shown items.
 
 Source: SETRec (SIGIR 2025, arXiv 2502.10833), sections 3.1 (tokenizers), 3.2 (sparse attention, query-guided generation), 3.3 (grounding).
-Differs: options that the paper lacks are off in `SETRecConfig`'s defaults: unit-length generated tokens with a learned scale, a loss on the fused
-score, a recency-weighted residual from the history's own tokens, sampled candidates.
+Differs: options that the paper lacks are off in `SETRecConfig`'s defaults: unit-length generated tokens with a learned scale, a loss on
+the fused score, a recency-weighted residual from the history's own tokens, sampled candidates.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .backbones import add_adapters, freeze_all_but_adapters, merge_adapters, read_in_encoder, read_in_sequence, word_scale
+from .backbones import add_adapters, freeze_all_but_adapters, is_supported, merge_adapters, read_in_encoder, read_in_sequence, word_scale
 from .configuration_setrec import SETRecConfig
 from .set_attention import PrefixLayout, SetLayout, length_batches, pad_left, prefix_layout, set_layout
 
@@ -99,6 +99,11 @@ class SETRecModel(PreTrainedModel):
         super().__init__(config)
         width = config.width
         self.backbone = AutoModel.from_config(config.text_config) if backbone is None else backbone
+        if not is_supported(self.backbone):
+            raise ValueError(
+                f"{type(self.backbone).__name__} takes no positions of ours: use a decoder-only model with position_ids "
+                "(Qwen, Llama, Gemma, ...) or an encoder-decoder of the T5 family (T5, Flan-T5, mT5, T5Gemma)."
+            )
         self.semantic = SemanticTokenizer(config)
         self.cf = TokenizerLinear(config.cf_size, width, orthogonal=True) if config.has_cf else None
         self.queries = nn.Parameter(torch.empty(config.tokens, width))
@@ -347,7 +352,9 @@ class SETRecModel(PreTrainedModel):
         def pieces() -> Iterator[torch.Tensor]:
             for start in range(0, max(1, len(semantic)), chunk):
                 part = slice(start, start + chunk)
-                known = None if cf is None else (torch.ones(len(cf[part])) if has_cf is None else has_cf[part].float()).to(semantic)[:, None]
+                known = None
+                if cf is not None:
+                    known = (torch.ones(len(cf[part])) if has_cf is None else has_cf[part].float()).to(semantic)[:, None]
                 if self.grounds_in_latent_space:
                     latent = self.semantic.latent(semantic[part])
                     if self.cf is None:

@@ -1,5 +1,6 @@
 """The "sequential-recommendation" pipeline: a history in plain words in, recommendations out."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from transformers import AutoModel, AutoProcessor, Pipeline
 
 from .catalog import Catalog, Item
 from .history import History
+
+logger = logging.getLogger(__name__)
 
 TASK = "sequential-recommendation"
 DEFAULT_MODEL = "setrec-foundation"
@@ -75,6 +78,13 @@ class RecommendationPipeline(Pipeline):
             processor = AutoProcessor.from_pretrained(model.name_or_path)
         super().__init__(model=model, processor=processor, **kwargs)
         self.model.eval()
+        known = getattr(model.config, "catalog_fingerprint", "")
+        if known and len(self.catalog) and self.catalog.fingerprint != known:
+            logger.warning(
+                "The model was trained on the catalogue %s, this one is %s: what it learnt of single items does not apply to the new ones.",
+                known[:12],
+                self.catalog.fingerprint[:12],
+            )
         self._indexed: OrderedDict[str, tuple[Any, torch.Tensor]] = OrderedDict()
 
     @property
@@ -101,6 +111,7 @@ class RecommendationPipeline(Pipeline):
             catalog: recommend from these items instead, zero-shot; the weights stay untouched.
             exclude_seen: leave out what the history holds.
             department: only items of this department.
+            **kwargs: of `transformers.Pipeline`, such as `batch_size`.
 
         Returns:
             `[{"item", "score", "rank", "identifier", "because"}, ...]`, best first; an empty history gives the model's opening offer.

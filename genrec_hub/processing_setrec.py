@@ -2,7 +2,8 @@
 
 Item features are a sidecar, not weights: another catalogue, a larger one, or none can be used with the same model.
 
-Dims: B batch · L items in a history · Q tokens of an identifier · D hidden size · V catalogue size · S semantic width · C CF width · K shown items.
+Dims: B batch · L items in a history · Q tokens of an identifier · D hidden size · V catalogue size · S semantic width · C CF width ·
+K shown items.
 """
 
 import json
@@ -67,7 +68,8 @@ class SETRecProcessor(ProcessorMixin):
             self._features = self._encode(self.catalog, None, progress)
         if self._features is not None and len(self._features["semantic"]) != len(self.catalog):
             raise ValueError(
-                f"The features hold {len(self._features['semantic'])} items, the catalogue {len(self.catalog)}: they belong to another catalogue."
+                f"The features hold {len(self._features['semantic'])} items, the catalogue {len(self.catalog)}: "
+                "they belong to another catalogue."
             )
         self._tensors: dict[str, torch.Tensor] | None = None
 
@@ -195,7 +197,7 @@ class SETRecProcessor(ProcessorMixin):
         index = model.index(**{name: values.to(model.device) for name, values in features.items()}) if index is None else index
         seen = [[row for row in own.rows if row is not None] if exclude_seen else [] for own in whole]
         _, rows = top_k(model.ground(generated), index, min(top, len(self.catalog)), seen, self._allowed(department))
-        answers = []
+        answers: list[list[Recommendation]] = []
         for number, own in enumerate(read):
             shown = rows[number][rows[number] >= 0]
             if not len(shown):
@@ -227,7 +229,7 @@ class SETRecProcessor(ProcessorMixin):
     def _because(
         self, model: SETRecModel, own: History, inputs: Mapping[str, torch.Tensor], shown: dict[str, torch.Tensor], scores: torch.Tensor
     ) -> list[dict[str, object] | None]:
-        """Leaves out one history item at a time, in one batch; the share of each is its part of the fall of the score. Shape: scores (K,)."""
+        """Leaves out one history item at a time, in one batch; its share is its part of the fall of the score. Shape: scores (K,)."""
         count = len(own)
         if not count:
             return [None] * len(scores)
@@ -278,14 +280,14 @@ class SETRecProcessor(ProcessorMixin):
         centre = around.mean(0)
         around, own = F.normalize(around - centre, dim=-1), F.normalize(own - centre, dim=-1)
         near = torch.einsum("kqd,pqd->kqp", own, around).topk(min(NEIGHBOURS, len(pool)), dim=-1).indices.tolist()
-        lines, frequency = self.catalog.lines, self.catalog.word_frequency
+        texts, frequency = self.catalog.labels, self.catalog.label_frequency
         labelled = []
         for place, row in enumerate(rows):
             tokens: list[dict[str, object]] = []
             used: set[str] = set()
             for slot, name in enumerate(model.config.slots):
                 neighbours = dict.fromkeys([row, *(int(pool[p]) for p in near[place][slot])])
-                words = typical_words([lines[r] for r in neighbours], frequency, len(self.catalog), most=6)
+                words = typical_words([texts[r] for r in neighbours], frequency, len(self.catalog), most=6)
                 fresh = [word for word in words if word not in used][:2] or words[:2]
                 used.update(fresh)
                 label = " ".join(fresh) or self.catalog[row].title
@@ -336,7 +338,8 @@ class SETRecProcessor(ProcessorMixin):
         card = json.loads(path.read_text())
         if card.get("format_version", 0) > FORMAT_VERSION:
             raise ValueError(
-                f"{pretrained_model_name_or_path} has format {card['format_version']}, this package reads up to {FORMAT_VERSION}: upgrade genrec_hub."
+                f"{pretrained_model_name_or_path} has format {card['format_version']}, this package reads up to {FORMAT_VERSION}: "
+                "upgrade genrec_hub."
             )
         catalog, features = None, None
         if (folder / "catalog" / "catalog.json").is_file():
@@ -344,7 +347,8 @@ class SETRecProcessor(ProcessorMixin):
             file = folder / "catalog" / "features.safetensors"
             if not file.is_file():
                 raise FileNotFoundError(
-                    f"{pretrained_model_name_or_path} has a catalogue without features: catalog/features.safetensors is missing; copy the folder again."
+                    f"{pretrained_model_name_or_path} has a catalogue without features: "
+                    "catalog/features.safetensors is missing; copy the folder again."
                 )
             with safe_open(file, "np") as tensors:
                 fingerprint = (tensors.metadata() or {}).get("fingerprint")

@@ -183,9 +183,11 @@ class _Store:
             file.close()
 
     def read(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        found = {}
+        found: dict[str, np.ndarray] = {}
         with self._open() as file:
-            for text in texts if file is not None else ():
+            if file is None:
+                return found
+            for text in texts:
                 row = file.execute("SELECT vector FROM vectors WHERE text = ?", (_digest(text),)).fetchone()
                 if row is not None:
                     found[text] = np.frombuffer(row[0], np.float32)

@@ -2,8 +2,8 @@
 
 `set_layout` packs all prefixes into one causal sequence (decoder-only backbones), `prefix_layout` makes each a row of its own (encoders).
 
-Dims: B batch · L items in a history · Q tokens of an identifier · T prompt tokens · R response tokens · S sequence length · A asked prefixes ·
-P prefixes with equally many items.
+Dims: B batch · L items in a history · Q tokens of an identifier · T prompt tokens · R response tokens · S sequence length ·
+A asked prefixes · P prefixes with equally many items.
 
 Source: SETRec section 3.2 and Figure 5: a token of an item sees the prompt, earlier items and itself, but no other token of its own item;
 a query sees everything before it and itself, but no other query. In a bidirectional encoder, later items are seen too.
@@ -169,7 +169,9 @@ def _prefixes(item_mask: torch.Tensor, packed: bool) -> tuple[torch.Tensor, torc
     before = torch.cat([counts.new_zeros(batch, 1), counts], 1)
     columns = torch.arange(length + 1, device=item_mask.device) if packed else torch.tensor([length], device=item_mask.device)
     known = before[:, columns]
-    asked = (columns[None, :] == length) | item_mask[:, columns.clamp(max=length - 1)] if length else torch.ones_like(known, dtype=torch.bool)
+    asked = torch.ones_like(known, dtype=torch.bool)
+    if length:
+        asked = (columns[None, :] == length) | item_mask[:, columns.clamp(max=length - 1)]
     return columns, before, known, asked
 
 

@@ -103,7 +103,8 @@ def salient(text: str) -> list[str]:
 def typical_words(chosen: Iterable[str], frequency: Mapping[str, int], total: int, most: int = 2) -> list[str]:
     """Returns the words that stand out in the `chosen` texts against a whole catalogue, most typical first.
 
-    A word's weight is (share of chosen texts with it) x log(total / texts of the catalogue with it): tf-idf over texts.
+    A word's weight is (chosen texts with it, the first ones counting more) x log(total / catalogue texts with it): tf-idf over texts.
+    A word of one text alone says little of what the texts share, so it comes after those of several.
 
     Args:
         chosen: the texts near to something.
@@ -111,10 +112,10 @@ def typical_words(chosen: Iterable[str], frequency: Mapping[str, int], total: in
         total: number of texts in the catalogue.
         most: how many words at the most.
     """
-    counts: dict[str, float] = {}
-    texts = list(chosen)
-    for rank, text in enumerate(texts):
+    counts: dict[str, list[float]] = {}
+    for rank, text in enumerate(chosen):
         for word in salient(text):
-            counts[word] = counts.get(word, 0.0) + 1.0 / (1.0 + 0.15 * rank)
-    weights = {word: count * log((total + 1) / (frequency.get(word, 0) + 0.5)) for word, count in counts.items()}
+            counts.setdefault(word, []).append(1.0 / (1.0 + 0.15 * rank))
+    rarity = {word: log((total + 1) / (frequency.get(word, 0) + 0.5)) for word in counts}
+    weights = {word: sum(own) * rarity[word] * (1.0 if len(own) > 1 else 0.2) for word, own in counts.items()}
     return sorted(weights, key=lambda word: (-weights[word], word))[:most]

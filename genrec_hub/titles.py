@@ -51,6 +51,7 @@ class TitleIndex:
         return 0.3 * rarity if word in STOPWORDS or (len(word) == 1 and word.isascii()) else rarity
 
     def search(self, query: str, k: int) -> list[tuple[int, float]]:
+        """Returns (row, similarity in 0..1) of the k nearest titles, best first."""
         asked = self._respell(_search_words(query)[:64])
         total, said, heard = 1e-9, np.zeros(self.size), np.zeros(self.size)
         for word in asked:

@@ -60,7 +60,7 @@ def packed(items: int, rounds: int, batch: int = 4) -> tuple[float, float, float
 
 
 def grounding(size: int, rounds: int) -> tuple[float, float, float, float]:
-    """Exact low-rank grounding against the per-token form: D 512, 4 + 1 slots, autoencoder 128 wide, batch 8, top 20. Also the memory ratio."""
+    """Exact low-rank grounding against the per-token form (D 512, 4 + 1 slots, autoencoder 128 wide, batch 8, top 20); also the memory."""
     torch.manual_seed(0)
     config = SETRecConfig(text_config=small_backbone(512, 1), semantic_tokens=4, cf_size=64, grounding="token")
     model = SETRecModel(config)

@@ -2,7 +2,7 @@
 
     python scripts/pretrain_setrec.py --source ../shared/data --output runs/foundation
     python scripts/pretrain_setrec.py --source ../shared/data --output runs/foundation --resume
-    python scripts/pretrain_setrec.py --source data --train shop_a,shop_b --validation shop_c --without-users shop_d --epochs 2 --output runs/x
+    python scripts/pretrain_setrec.py --source data --train shop_a,shop_b --validation shop_c --without-users shop_d --output runs/x
 
 The finished checkpoint carries the catalogue of `--catalog` (the sample shop by default), never that of a training domain.
 """
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--train", default=TRAIN, help="comma-separated domains")
     parser.add_argument("--validation", default="lastfm_artists")
     parser.add_argument(
-        "--without-users", default=TEST, help="domains whose users may not occur in training (by user_id); nothing else of them is read"
+        "--without-users", default=TEST, help="domains whose user ids may not occur in training; nothing else of them is read"
     )
     parser.add_argument("--catalog", type=Path, default=Path(__file__).parent.parent / "genrec_hub" / "shop.jsonl")
     parser.add_argument("--output", type=Path, required=True)
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--quota", type=int, default=4000, help="users of a domain in one epoch, at the most")
     parser.add_argument("--max-items", type=int, default=20, help="history items of a training sequence")
     parser.add_argument("--config", type=json.loads, default={}, help="JSON of further SETRecConfig values")
-    parser.add_argument("--freeze", default="", help="comma-separated parts that stay as they start: semantic, backbone, queries, gate, ...")
+    parser.add_argument("--freeze", default="", help="comma-separated parts that stay as they start: semantic, backbone, ...")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     chosen = parser.parse_args()

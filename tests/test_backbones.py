@@ -9,17 +9,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModel,
+    BartConfig,
+    BloomConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     LlamaConfig,
+    MT5Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
     T5Config,
     T5GemmaConfig,
     T5GemmaModuleConfig,
-    T5Model,
+    UMT5Config,
 )
 
 from genrec_hub import backbones as rooms
@@ -51,7 +54,7 @@ NESTED = {
     "gemma2": lambda: Gemma2Config(**SIZE, query_pre_attn_scalar=16),
     "gemma3": lambda: Gemma3TextConfig(**SIZE, query_pre_attn_scalar=16, sliding_window_pattern=2),
     "t5": lambda: T5Config(**T5),
-    "flan-t5": lambda: T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "mt5": lambda: MT5Config(**T5),
     "t5gemma": t5gemma,
 }
 BACKBONES = list(NESTED)
@@ -258,7 +261,9 @@ def test_with_one_token_an_item_it_is_an_ordinary_encoder_decoder(backbone, atte
     sequence = torch.cat([words(torch.tensor([3, 1])), model.tokenize(asked["semantic"])[0, :, 0], words(torch.tensor([5]))])[None]
     start = {"decoder_position_ids": torch.zeros(1, 1, dtype=torch.long)} if backbone == "t5gemma" else {}
     everything = torch.ones(1, len(sequence[0]), dtype=torch.long)
-    plain = model.backbone(inputs_embeds=sequence, attention_mask=everything, decoder_inputs_embeds=model.queries[None], use_cache=False, **start)
+    plain = model.backbone(
+        inputs_embeds=sequence, attention_mask=everything, decoder_inputs_embeds=model.queries[None], use_cache=False, **start
+    )
     assert far(model(**asked).tokens[:, 0], plain.last_hidden_state) <= 1e-6
 
 
@@ -266,7 +271,8 @@ def test_with_one_token_an_item_it_is_an_ordinary_encoder_decoder(backbone, atte
 def prefixes(draw):
     length = draw(st.integers(0, 4))
     mask = draw(st.lists(st.lists(st.booleans(), min_size=length, max_size=length), min_size=1, max_size=3))
-    return torch.tensor(mask, dtype=torch.bool).view(len(mask), length), draw(st.integers(1, 3)), draw(st.integers(0, 2)), draw(st.integers(0, 2))
+    sizes = [draw(st.integers(*most)) for most in ((1, 3), (0, 2), (0, 2))]
+    return torch.tensor(mask, dtype=torch.bool).view(len(mask), length), *sizes
 
 
 @given(prefixes(), st.booleans(), st.booleans())
@@ -295,7 +301,8 @@ def test_rows_of_equal_length(drawn, packed, released):
 @pytest.mark.parametrize("items", [0, 1, 3])
 def test_who_sees_whom_in_an_encoder(items, prompt, response, released):
     positions, visible = prefix_layout(torch.ones(1, items, dtype=torch.bool), 3, prompt, response, False, None, released).encoder(items)
-    row = [("prompt", n) for n in range(prompt)] + [("item", n) for n in range(items) for _ in range(3)] + [("response", n) for n in range(response)]
+    row = [("prompt", n) for n in range(prompt)] + [("item", n) for n in range(items) for _ in range(3)]
+    row += [("response", n) for n in range(response)]
     after = prompt + items * (3 if released else 1)
     expected = [n + {"prompt": 0, "item": prompt, "response": after}[kind] for kind, n in row]
     assert positions.tolist() == expected
@@ -308,7 +315,7 @@ def test_who_sees_whom_in_an_encoder(items, prompt, response, released):
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @torch.no_grad()
 def test_tokens_of_an_item_meet_only_in_the_published_code(attention, mask):
-    """One item and nothing else to carry a message: in the paper its tokens are blind to each other, in the published T5 code they are not."""
+    """One item and nothing else to carry a message: the paper's tokens are blind to each other, those of the published T5 code are not."""
     model = tiny("t5", attention, prompt_ids=(), response_ids=(), mask=mask)
     seen = []
     hook = model.backbone.encoder.final_layer_norm.register_forward_hook(lambda module, args, output: seen.append(output))
@@ -365,7 +372,7 @@ def test_published_decoder_is_its_own_formula():
 @settings(max_examples=15)
 def test_published_positions_of_a_sequence(packed, lengths, tokens, prompt, response):
     longest = max(lengths)
-    mask = torch.tensor([[column >= longest - own for column in range(longest)] for own in lengths], dtype=torch.bool).view(len(lengths), longest)
+    mask = torch.arange(longest)[None, :] >= longest - torch.tensor(lengths)[:, None]
     paper, released = (set_layout(mask, tokens, prompt, response, packed, None, flag) for flag in (False, True))
     assert torch.equal(paper.visible, released.visible)
     body, block = prompt + longest * tokens, response + tokens
@@ -445,7 +452,7 @@ def test_every_parameter_learns(model, checkpointing):
     out.loss.backward()
     model.eval().gradient_checkpointing_disable()
     silent = {name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().max() > 1e-9)}
-    kind = model.config.text_config.model_type
+    kind = model.config.text_config.model_type.removeprefix("m")
     compared = {"t5": ("SelfAttention.q.", "SelfAttention.k.", "relative_attention_bias"), "t5gemma": ("self_attn.q_", "self_attn.k_")}
     unused = ("decoder.embed_tokens",)  # the decoder reads queries, no words
     allowed = [n for n, _ in model.named_parameters() if "decoder" in n and any(p in n for p in (*compared.get(kind, ()), *unused))]
@@ -496,6 +503,20 @@ def test_items_without_interactions(model):
     model.config.grounding = "auto"
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        UMT5Config(**T5),
+        BartConfig(vocab_size=12, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32),
+        BloomConfig(vocab_size=12, hidden_size=32, n_layer=1, n_head=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_backbone_with_positions_of_its_own_is_refused(config):
+    with pytest.raises(ValueError, match="takes no positions of ours: use a decoder-only model"):
+        SETRecModel(SETRecConfig(text_config=config))
+
+
 # Pretrained backbones and adapters
 
 
@@ -538,6 +559,7 @@ def test_on_a_pretrained_backbone(pretrained, tmp_path, backbone, attention):
     loaded = AutoModel.from_pretrained(tmp_path, attn_implementation=attention)
     assert torch.equal(loaded(**asked).tokens, before)
     assert all(p.requires_grad for p in loaded.parameters())
+    assert AutoConfig.from_pretrained(tmp_path).text_config.to_dict() == model.config.text_config.to_dict()
     half = SETRecModel.from_backbone(str(pretrained[backbone]), dtype=torch.bfloat16, **NEW)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
 
@@ -564,8 +586,8 @@ def test_adapters_alone_are_trained(pretrained, tmp_path, backbone):
                 values.copy_(state[name])
         asked = inputs([[3, 7, 1], []], features())
         assert torch.equal(fresh(**asked).tokens, plain(**asked).tokens)  # adapters start at no change
-    expected = {"r": 8, "alpha": 16, "dropout": 0.02, "target_modules": ["q", "v", "o"] if backbone == "t5" else ["q_proj", "v_proj", "o_proj"]}
-    assert fresh.config.lora == expected
+    modules = ["q", "v", "o"] if backbone == "t5" else ["q_proj", "v_proj", "o_proj"]
+    assert fresh.config.lora == {"r": 8, "alpha": 16, "dropout": 0.02, "target_modules": modules}
     fresh.save_pretrained(tmp_path)
     for model in (fresh, AutoModel.from_pretrained(tmp_path)):
         trainable = {name for name, p in model.named_parameters() if p.requires_grad}

@@ -34,7 +34,10 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_help_answers_without_torch():
-    code = "import sys; sys.argv = ['genrec', '--help']\nfrom genrec_hub.__main__ import main\ntry:\n    main()\nexcept SystemExit:\n    pass\nprint('torch' in sys.modules)"
+    code = (
+        "import sys; sys.argv = ['genrec', '--help']\nfrom genrec_hub.__main__ import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\nprint('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "recommend" in done.stdout
     assert done.stdout.strip().endswith("False")
@@ -142,7 +145,7 @@ def test_train_evaluate_identify_recommend_end_to_end(files, tmp_path, monkeypat
     done = run("recommend", "red thing 1", "--model", str(model), "-k", "4", "--json")
     assert len(json.loads(done.stdout)) == 4
 
-    again = run("train", "setrec", "--items", items, "--interactions", interactions, "--output", str(model), "--epochs", "2", "--resume", "--json")
+    again = run("train", "setrec", "--items", items, "--interactions", interactions, "--output", str(model), "--epochs", "2", "--resume")
     assert again.exit_code == 0, again.stderr
 
 
