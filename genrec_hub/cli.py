@@ -166,8 +166,12 @@ def train(
     interactions: Annotated[Path, typer.Option(help="interactions.{csv,jsonl,parquet}")],
     output: Annotated[Path, typer.Option(help="Folder of the finished checkpoint.")],
     backbone: Annotated[
-        str | None, typer.Option(help="A decoder-only checkpoint to start from; a small Qwen3 from scratch otherwise.")
+        str | None, typer.Option(help="A pretrained decoder-only or T5 checkpoint to start from; a small Qwen3 from scratch otherwise.")
     ] = None,
+    config: Annotated[
+        str, typer.Option(help='SETRec: fields of its configuration as JSON, e.g. {"semantic_tokens": 6, "lora": {}}.')
+    ] = "{}",
+    arguments: Annotated[str, typer.Option(help='Further TrainingArguments as JSON, e.g. {"bf16": true}.')] = "{}",
     sasrec: Annotated[Path | None, typer.Option(help="SETRec: a trained SASRec for the CF tokens, instead of training one.")] = None,
     cf: Annotated[bool, typer.Option(help="SETRec: with a CF token.")] = True,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
@@ -192,13 +196,33 @@ def train(
             report = train_sasrec(domain, output, settings, resume)
         else:
             report = train_setrec(
-                domain, output, settings, resume, backbone=backbone, sasrec=sasrec, cf=cf, progress=_progress("encoding texts")
+                domain,
+                output,
+                settings,
+                resume,
+                backbone=backbone,
+                sasrec=sasrec,
+                cf=cf,
+                progress=_progress("encoding texts"),
+                arguments=_fields("--arguments", arguments),
+                **_fields("--config", config),
             )
     if as_json:
         _emit(report)
     else:
         validation = ", ".join(f"{name} {value:.4f}" for name, value in report["validation"].items())
         typer.echo(f"Saved {output} after {report['seconds']:.0f} s; validation {validation or 'not possible'}.")
+
+
+def _fields(option: str, text: str) -> dict[str, Any]:
+    """Reads an option that is a JSON object."""
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{option} is no JSON ({error}): write for instance {option} '{{\"lora\": {{}}}}'.") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{option} is {text}: it should be a JSON object, for instance '{{\"lora\": {{}}}}'.")
+    return fields
 
 
 @app.command()

@@ -11,7 +11,7 @@ the fused score, a recency-weighted residual from the history's own tokens, samp
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -63,6 +63,11 @@ class SemanticTokenizer(nn.Module):
         self.shape = (config.semantic_tokens, config.width)
         self.encoder = nn.ModuleList(TokenizerLinear(a, b, single) for a, b in steps)
         self.decoder = nn.ModuleList(TokenizerLinear(b, a, single) for a, b in reversed(steps))
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that makes tokens of the latent vector."""
+        return cast(nn.Linear, self.encoder[-1])
 
     def latent(self, semantic: torch.Tensor) -> torch.Tensor:
         """The last hidden layer, in which all tokens are affine. Shape: (..., S) -> (..., H)."""
@@ -320,7 +325,7 @@ class SETRecModel(PreTrainedModel):
 
         Shape: B arrays of rows, features semantic (V, S), cf (V, C), has_cf (V,) -> (B, V).
         """
-        index = self.index(**features) if index is None else index
+        index = self.index(**dict[str, Any](features)) if index is None else index
         return self.ground(self.recommend_tokens(histories, features)) @ index.T
 
     # Grounding
@@ -337,7 +342,7 @@ class SETRecModel(PreTrainedModel):
         """Whether the index holds latent vectors (CF numbers and the autoencoder's last hidden layer) rather than tokens."""
         if self.config.grounding != "auto":
             return self.config.grounding == "latent"
-        width = self.config.cf_size + self.semantic.encoder[-1].in_features
+        width = self.config.cf_size + self.semantic.last.in_features
         return width < self.config.tokens * self.config.width
 
     @torch.no_grad()
@@ -377,7 +382,7 @@ class SETRecModel(PreTrainedModel):
         if not self.grounds_in_latent_space:
             return weighted.flatten(1)
         first = int(self.config.has_cf)
-        query = weighted[:, first:].flatten(1) @ self.semantic.encoder[-1].weight
+        query = weighted[:, first:].flatten(1) @ self.semantic.last.weight
         if self.cf is None:
             return query
         return torch.cat([weighted[:, 0] @ self.cf.weight, (weighted[:, 0] @ self.cf.bias)[:, None], query], 1)
@@ -387,7 +392,7 @@ class SETRecModel(PreTrainedModel):
         if not self.grounds_in_latent_space:
             return generated.new_zeros(len(generated))
         weighted = generated * self.slot_weights(generated)[:, None]
-        return weighted[:, int(self.config.has_cf) :].flatten(1) @ self.semantic.encoder[-1].bias
+        return weighted[:, int(self.config.has_cf) :].flatten(1) @ self.semantic.last.bias
 
     def contributions(
         self, generated: torch.Tensor, semantic: torch.Tensor, cf: torch.Tensor | None = None, has_cf: torch.Tensor | None = None

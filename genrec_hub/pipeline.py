@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoProcessor, Pipeline
 
 from .catalog import Catalog, Item
 from .history import History
+from .processing_setrec import index_of
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ class RecommendationPipeline(Pipeline):
         key = (catalog or self.catalog).fingerprint
         if key not in self._indexed:
             processor = self.processor if catalog is None else self.processor.with_catalog(catalog)
-            index = self.model.index(**{name: values.to(self.model.device) for name, values in processor.features.items()})
+            index = index_of(self.model, processor.features)
             self._indexed[key] = (processor, index)
             while len(self._indexed) > KEPT_CATALOGS:
                 self._indexed.popitem(last=False)
@@ -189,7 +190,7 @@ class DomainRanker:
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.features = model.eval(), processor.features
-        self.index = model.index(**self.features)
+        self.index = index_of(model, self.features)
 
     def scores(self, histories: Sequence[Any]) -> torch.Tensor:
         """Shape: B arrays of rows -> (B, V)."""

@@ -194,7 +194,7 @@ class SETRecProcessor(ProcessorMixin):
         read = [own[-self.max_items :] for own in whole]
         inputs = self(read).to(model.device)
         generated = model(**inputs).tokens[:, 0]
-        index = model.index(**{name: values.to(model.device) for name, values in features.items()}) if index is None else index
+        index = index_of(model, features) if index is None else index
         seen = [[row for row in own.rows if row is not None] if exclude_seen else [] for own in whole]
         _, rows = top_k(model.ground(generated), index, min(top, len(self.catalog)), seen, self._allowed(department))
         answers: list[list[Recommendation]] = []
@@ -361,6 +361,12 @@ class SETRecProcessor(ProcessorMixin):
         inside = folder / str(card["encoder"])
         encoder = str(inside) if inside.is_dir() else str(card["encoder"])
         return cls(catalog, features, encoder, card["max_tokens"], card["max_items"])
+
+
+def index_of(model: SETRecModel, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The model's index of a catalogue, on the model's device. Shape: features over V items -> (V, W)."""
+    there = {name: values.to(model.device) for name, values in features.items()}
+    return model.index(there["semantic"], there.get("cf"), there.get("has_cf"))
 
 
 def _folder(name: str | Path, kwargs: Mapping[str, Any]) -> Path:

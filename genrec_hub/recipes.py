@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -117,6 +118,7 @@ def train_setrec(
     cf: bool = True,
     encoder: str = DEFAULT_ENCODER,
     progress: Progress | None = None,
+    arguments: dict[str, Any] | None = None,
     **config: Any,
 ) -> dict[str, Any]:
     """Trains a SETRec on a domain and saves it with its catalogue.
@@ -126,12 +128,13 @@ def train_setrec(
         output: folder of the finished checkpoint.
         settings: of the run.
         resume: go on from the last checkpoint in `output`.
-        backbone: a decoder-only checkpoint to start from; a small Qwen3 from scratch when None.
+        backbone: a pretrained checkpoint (decoder-only or T5) to start from; a small Qwen3 from scratch when None.
         sasrec: folder of the SASRec whose item vectors become CF tokens; trained into `output/cf` when None.
         cf: False for semantic tokens alone.
         encoder: the sentence encoder.
         progress: called with (done, total) while texts are encoded.
-        **config: of `SETRecConfig`.
+        arguments: further `TrainingArguments`.
+        **config: of `SETRecConfig`; with a backbone, `attn_implementation` too.
 
     Returns:
         The report that is also written as `training.json`.
@@ -139,7 +142,11 @@ def train_setrec(
     Raises:
         ValueError: when the SASRec was trained on another catalogue.
     """
-    chosen = settings.or_else(epochs=16, batch=256, rate=2e-3, negatives=1024)
+    # A backbone's values are those of SETRec's scripts: its T5 is trained whole, its Qwen through adapters.
+    if backbone is None:
+        chosen = settings.or_else(epochs=14, batch=256, rate=2e-3, negatives=1024)
+    else:
+        chosen = settings.or_else(epochs=20, batch=64, rate=1e-3 if config.get("lora") is None else 3e-4, negatives=1024)
     output, size = Path(output), len(domain.catalog)
     split = domain.split(chosen.protocol)
     _refuse_empty(split.training)
@@ -163,13 +170,20 @@ def train_setrec(
     }
     set_seed(chosen.seed)
     if backbone is None:
-        scratch = {"semantic_tokens": 3, "normalize": "slot", "dropout": 0.3, "text_config": small_backbone()}
+        scratch = {
+            "semantic_tokens": 3,
+            "normalize": "slot",
+            "fused_loss": 0.5,
+            "beta": 0.3,
+            "dropout": 0.3,
+            "text_config": small_backbone(),
+        }
         model = SETRecModel(SETRecConfig(**{**scratch, **config, **own}))
     else:
         model = SETRecModel.from_backbone(backbone, **{**config, **own})
     trainer = SETRecTrainer(
         model,
-        _arguments(output, chosen, split.training),
+        _arguments(output, chosen, split.training, arguments),
         features=features,
         sequences=split.training,
         validation=split.validation if len(split.validation) else None,
@@ -181,11 +195,12 @@ def train_setrec(
     return report
 
 
-def _arguments(output: str | Path, chosen: Settings, training: Sequences) -> Any:
+def _arguments(output: str | Path, chosen: Settings, training: Sequences, more: dict[str, Any] | None = None) -> Any:
     assert chosen.epochs is not None
     assert chosen.batch is not None
     assert chosen.rate is not None
-    steps = math.ceil(int((training.lengths >= 2).sum()) / chosen.batch)
+    together = chosen.batch * int(os.environ.get("WORLD_SIZE", "1")) * int((more or {}).get("gradient_accumulation_steps", 1))
+    steps = math.ceil(int((training.lengths >= 2).sum()) / together)
     return training_arguments(
         Path(output) / CHECKPOINTS,
         epochs=chosen.epochs,
@@ -194,6 +209,7 @@ def _arguments(output: str | Path, chosen: Settings, training: Sequences) -> Any
         steps_per_epoch=steps,
         seed=chosen.seed,
         every=chosen.every,
+        **(more or {}),
     )
 
 
@@ -215,8 +231,10 @@ def _finish(trainer: NextItemTrainer, output: Path, chosen: Settings, resume: bo
     run(trainer, resume)
     more = after()
     model: Any = trainer.model
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
     validation = trainer.rank_validation() if trainer.validation is not None else {}
-    model.save_pretrained(output)
+    if trainer.is_world_process_zero():
+        model.save_pretrained(output, state_dict=weights)
     log = [entry for entry in trainer.state.log_history if "eval_ndcg@10" in entry]
     report = {
         "settings": asdict(chosen),

@@ -7,12 +7,9 @@ from collections.abc import Iterable, Mapping
 from math import log
 
 try:
-    from ftfy import fix_text
+    from ftfy import fix_text as _fix_text
 except ImportError:  # mojibake then stays as it is
-
-    def fix_text(text: str) -> str:
-        """Returns the text as it is."""
-        return text
+    _fix_text = str  # type: ignore[assignment]
 
 
 MAX_TITLE = 300
@@ -55,7 +52,7 @@ def _clean_once(raw: str, limit: int) -> str:
     raw = html.unescape(raw) if "&" in raw else raw
     raw = _TAG.sub(" ", raw) if "<" in raw else raw
     if not raw.isascii():
-        raw = unicodedata.normalize("NFC", fix_text(raw)).replace("\ufeff", "")
+        raw = unicodedata.normalize("NFC", _fix_text(raw)).replace("\ufeff", "")
     raw = "".join(" " if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in raw)
     raw = _SPACE.sub(" ", _DOTS.sub(".", raw)).strip()
     if len(raw) <= limit:

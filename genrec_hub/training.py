@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from .domain import Cases, Sequences
@@ -110,6 +110,8 @@ class NextItemTrainer(Trainer):
 
     opening = True
     """Whether the first item of a sequence is a target, to be told from nothing."""
+
+    control: TrainerControl
 
     def __init__(
         self,
@@ -268,7 +270,13 @@ class SETRecTrainer(NextItemTrainer):
 
     def scores(self, histories: Sequence[np.ndarray]) -> torch.Tensor:
         """Shape: B histories -> (B, V)."""
+        self._gather()
         return self.model.score(histories, self.validation_features)
+
+    def _gather(self) -> None:
+        """Under FSDP, brings the parameters that scoring reads outside of `forward` (autoencoder, CF map) to this process."""
+        if hasattr(self.model, "unshard"):
+            self.model.unshard()
 
     def choose_beta(self, grid: Sequence[float] = tuple(np.round(np.arange(0, 1.01, 0.05), 2))) -> dict[float, float]:
         """Sets `config.beta` to the best of a grid by validation NDCG@10; histories are encoded once. Returns beta -> NDCG@10."""
@@ -276,6 +284,7 @@ class SETRecTrainer(NextItemTrainer):
         if not model.config.has_cf or cases is None:
             return {}
         curve: dict[float, list[np.ndarray]] = {beta: [] for beta in grid}
+        self._gather()
         index = model.index(**self.validation_features)
         for start in range(0, len(cases), 256):
             rows = range(start, min(start + 256, len(cases)))

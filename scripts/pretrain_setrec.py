@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import set_seed
+from transformers import EarlyStoppingCallback, set_seed
 
 from genrec_hub import Catalog, Domain, SETRecConfig, SETRecModel, SETRecProcessor
 from genrec_hub.domain import Sequences
@@ -61,13 +61,14 @@ def main() -> None:
     )
     parser.add_argument("--catalog", type=Path, default=Path(__file__).parent.parent / "genrec_hub" / "shop.jsonl")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--patience", type=int, default=2, help="epochs without a better validation after which a run ends")
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--weight-decay", type=float, default=0.01)
-    parser.add_argument("--negatives", type=int, default=1024)
-    parser.add_argument("--quota", type=int, default=4000, help="users of a domain in one epoch, at the most")
-    parser.add_argument("--max-items", type=int, default=20, help="history items of a training sequence")
+    parser.add_argument("--negatives", type=int, default=512)
+    parser.add_argument("--quota", type=int, default=2000, help="users of a domain in one epoch, at the most")
+    parser.add_argument("--max-items", type=int, default=15, help="history items of a training sequence")
     parser.add_argument("--config", type=json.loads, default={}, help="JSON of further SETRecConfig values")
     parser.add_argument("--freeze", default="", help="comma-separated parts that stay as they start: semantic, backbone, ...")
     parser.add_argument("--seed", type=int, default=0)
@@ -128,6 +129,7 @@ def main() -> None:
         domains=domain_of,
         quota=chosen.quota,
         max_items=chosen.max_items,
+        callbacks=[EarlyStoppingCallback(chosen.patience)],
     )
     before = trainer.rank_validation()
     logger.info("untrained, on %s: %s", chosen.validation, before)
