@@ -287,9 +287,6 @@ class SETRecModel(PreTrainedModel):
         self, generated: torch.Tensor, candidates: dict[str, torch.Tensor], labels: torch.Tensor, own: torch.Tensor | None
     ) -> torch.Tensor:
         """Sum over targets of the mean cross-entropy over slots (and of the fused score). Shape: generated (P, Q, D) -> ()."""
-        table = self.tokenize(candidates["semantic"], candidates.get("cf"))
-        if self.cf is not None and candidates.get("has_cf") is not None:
-            table = torch.cat([table[:, :1] * candidates["has_cf"][:, None, None], table[:, 1:]], 1)
         if own is not None:
             own = own.scatter(1, labels[:, None], False)
 
@@ -300,13 +297,49 @@ class SETRecModel(PreTrainedModel):
             return F.cross_entropy(scores, labels, reduction="sum")
 
         share, total = self.config.fused_loss, generated.new_zeros(())
+        slots = self._latent_slots if self.loss_in_latent_space else self._token_slots
         if share > 0:
-            weighted = generated * self.slot_weights(generated)[:, None]
-            total = total + share * contrast(weighted.flatten(1), table.flatten(1))
+            pairs = slots(generated * self.slot_weights(generated)[:, None], candidates)
+            if self.loss_in_latent_space:  # semantic slots share their items: their answers add up
+                first = int(self.config.has_cf)
+                pairs = [*pairs[:first], (torch.stack([answers for answers, _ in pairs[first:]]).sum(0), pairs[first][1])]
+            total = total + share * contrast(torch.cat([a for a, _ in pairs], 1), torch.cat([b for _, b in pairs], 1))
         if share < 1:
-            for slot in range(generated.shape[1]):
-                total = total + (1 - share) / generated.shape[1] * contrast(generated[:, slot], table[:, slot])
+            losses = [contrast(answers, items) for answers, items in slots(generated, candidates)]
+            total = total + (1 - share) * torch.stack(losses).mean()
         return total
+
+    def _token_slots(self, generated: torch.Tensor, candidates: dict[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Answers and items per slot, as tokens: their products are the scores. Shape: generated (P, Q, D) -> Q pairs (P, D), (C, D)."""
+        table = self.tokenize(candidates["semantic"], candidates.get("cf"))
+        if self.cf is not None and candidates.get("has_cf") is not None:
+            table = torch.cat([table[:, :1] * candidates["has_cf"][:, None, None], table[:, 1:]], 1)
+        return list(zip(generated.unbind(1), table.unbind(1), strict=True))
+
+    def _latent_slots(self, generated: torch.Tensor, candidates: dict[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The same scores, up to a constant of each answer, from the latent vectors in which tokens are affine.
+
+        Shape: generated (P, Q, D) -> Q pairs, (P, C' + 1), (C, C' + 1) for CF and (P, H), (C, H) for each semantic slot.
+        """
+        pairs = []
+        if self.cf is not None:
+            cf = candidates.get("cf")
+            cf = generated.new_zeros(len(candidates["semantic"]), self.config.cf_size) if cf is None else cf
+            known = candidates.get("has_cf")
+            known = torch.ones_like(cf[:, :1]) if known is None else known[:, None].to(cf)
+            answer = generated[:, 0]
+            pairs.append((torch.cat([answer @ self.cf.weight, (answer @ self.cf.bias)[:, None]], 1), torch.cat([cf * known, known], 1)))
+        latent = self.semantic.latent(candidates["semantic"])
+        maps = self.semantic.last.weight.unflatten(0, self.semantic.shape)
+        answers = torch.einsum("pnd,ndh->nph", generated[:, int(self.config.has_cf) :], maps)
+        return pairs + [(answer, latent) for answer in answers]
+
+    @property
+    def loss_in_latent_space(self) -> bool:
+        """Whether training compares latent vectors rather than tokens: the same gradient, cheaper where they are narrower."""
+        if self.config.grounding != "auto":
+            return self.config.grounding == "latent"
+        return self.semantic.last.in_features < self.config.width
 
     @torch.no_grad()
     def recommend_tokens(self, histories: Sequence[np.ndarray], features: dict[str, torch.Tensor], batch_size: int = 128) -> torch.Tensor:

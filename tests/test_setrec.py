@@ -634,3 +634,47 @@ def test_identifiers_of_a_catalogue(tiny_setrec, processor):
         assert [token["slot"] for token in entry["identifier"]["tokens"]] == ["sem1", "sem2", "sem3"]
         assert all(token["label"].strip() for token in entry["identifier"]["tokens"])
     assert json.loads(json.dumps(listed)) == listed
+
+
+@pytest.mark.parametrize("fused", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("cf", [0, 6])
+def test_latent_loss_equals_the_per_token_loss(fused, cf):
+    """Design decision 6: the same loss and gradients in the tokenizers' own latent space, absent CF vectors and own items included."""
+    torch.manual_seed(0)
+    config = SETRecConfig(
+        text_config=Qwen3Config(
+            vocab_size=1,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=16,
+        ),
+        **{"semantic_tokens": 3, "semantic_size": 16, "semantic_widths": (12, 8), "cf_size": cf, "fused_loss": fused, "beta": 0.3},
+    )
+    model = SETRecModel(config).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    users, length, size = 4, 5, 30
+    has_cf, known = torch.rand(users, length) > 0.3, torch.rand(size) > 0.3
+    inputs = {"semantic": torch.randn(users, length, 16).double(), "item_mask": torch.ones(users, length, dtype=torch.bool)}
+    candidates = {"semantic": torch.randn(size, 16).double()}
+    if cf:
+        inputs |= {"cf": torch.randn(users, length, cf).double() * has_cf[..., None], "has_cf": has_cf}
+        candidates |= {"cf": torch.randn(size, cf).double() * known[:, None], "has_cf": known}
+    labels, own = torch.randint(size, (users, length + 1)), torch.rand(users, size) < 0.2
+    results = []
+    for form in ("token", "latent"):
+        model.config.grounding = form
+        assert model.loss_in_latent_space == (form == "latent")
+        model.zero_grad()
+        loss = model(**inputs, packed=True, candidates=candidates, labels=labels, own=own).loss
+        loss.backward()
+        results.append((loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+    (plain, gradients), (latent, others) = results
+    assert torch.allclose(plain, latent, atol=1e-9)
+    assert gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, others[name], atol=1e-9), name
