@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# one retry: the wheel index in requirements.txt is asked for every package, and where it is out of reach five retries take minutes
+PIP := --quiet --disable-pip-version-check --retries 1
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -11,11 +13,11 @@ setup: $(VENV)/.dev
 
 $(VENV)/.base: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install $(PIP) -r requirements.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/python -m pip install $(PIP) -e ".[dev]"
 	touch $@
 
 demo: $(VENV)/.base
