@@ -4,7 +4,6 @@
 loaded at its first use, which `launch` brings forward in a background thread.
 """
 
-import gc
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,9 +11,9 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Thread
 from time import perf_counter
-from typing import Final, Literal, ParamSpec, Protocol, TypedDict, TypeVar, cast
+from typing import Final, Literal, ParamSpec, TypeVar, cast
 
 import gradio as gr
 from gradio.events import api
@@ -22,13 +21,21 @@ from gradio.events import api
 from . import demo_cards as cards
 from .catalog import Catalog
 from .demo_cards import ItemFields, RecommendationFields
+from .demo_models import (
+    IdentifiedItem,
+    Lazy,
+    Loaders,
+    Recommendations,
+    Recommender,
+    lazy_models,
+    warm_up,
+)
 from .demo_texts import ABOUT, PERSONAS, UPLOAD_HELP, snippets
+from .demo_theme import SCRIPT, STYLES, theme
 from .demo_uploads import FILE_TYPES, MAX_BYTES, MAX_ROWS, read_upload
-from .history import History
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MODEL: Final = "setrec-foundation"
 MAX_K: Final = 50
 MAX_HISTORY: Final = 20_000
 """Characters of a history."""
@@ -36,7 +43,6 @@ SESSION_SECONDS: Final = 2 * 3600
 """How long an uploaded catalogue is kept in memory for its session."""
 SERVER_FAULT: Final = "Something went wrong on our side; please try again."
 
-_FOLDER = Path(__file__).parent
 _PICK = """element.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-line]");
   if (button) trigger("click", {line: Number(button.dataset.line), title: button.dataset.title});
@@ -48,92 +54,8 @@ _SHOW = """() => {
 }"""
 
 
-class UnscoredToken(TypedDict):
-    """One token of an identifier outside of any ranking: nothing to score yet."""
-
-    slot: str
-    score: float | None
-    label: str
-
-
-class ItemIdentifier(TypedDict):
-    """The identifier of an item of a catalogue."""
-
-    tokens: list[UnscoredToken]
-
-
-class IdentifiedItem(TypedDict):
-    """An item's id and title, with the identifier the model gives it."""
-
-    item_id: str
-    title: str
-    identifier: ItemIdentifier
-
-
-class Recommendations(TypedDict):
-    """The ranked recommendations."""
-
-    recommendations: list[RecommendationFields]
-
-
-class Recommender(Protocol):
-    """What the demo asks of a model: the interface of `genrec_hub.RecommendationPipeline`."""
-
-    catalog: Catalog
-
-    def __call__(
-        self, history: str, *, top_k: int = 10, exclude_seen: bool = True, department: str | None = None
-    ) -> list[RecommendationFields]:
-        """Ranks the items of the catalogue for a history."""
-
-    def understand(self, history: str) -> History:
-        """Says how each line of a history is read."""
-
-    def identify(self) -> list[IdentifiedItem]:
-        """Gives the identifier of every item."""
-
-    def with_catalog(self, catalog: Catalog, progress: Callable[[int, int], object] | None = None) -> "Recommender":
-        """Makes a recommender of the same weights over other items."""
-
-
 P = ParamSpec("P")
 R = TypeVar("R")
-Loaders = Mapping[str, Callable[[], Recommender]]
-
-
-class Lazy:
-    """A recommender that is loaded once, by whichever thread asks first.
-
-    Args:
-        load: makes the recommender.
-    """
-
-    def __init__(self, load: Callable[[], Recommender]) -> None:
-        self._load, self._lock = load, Lock()
-        self._loaded: Recommender | None = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether a call answers at once."""
-        return self._loaded is not None
-
-    def __call__(self) -> Recommender:
-        """Returns the recommender, loaded now if it was not."""
-        with self._lock:
-            if self._loaded is None:
-                self._loaded = self._load()
-            return self._loaded
-
-
-def default_models() -> dict[str, Callable[[], Recommender]]:
-    """The embedded checkpoints, by their short names."""
-
-    def load(name: str) -> Recommender:
-        import genrec_hub
-
-        return cast(Recommender, genrec_hub.load(name))
-
-    return {name: partial(load, name) for name in (DEFAULT_MODEL,)}
 
 
 def launch(models: Loaders | None = None, **options: object) -> tuple[object, str, str]:
@@ -146,14 +68,14 @@ def launch(models: Loaders | None = None, **options: object) -> tuple[object, st
     Returns:
         What `gr.Blocks.launch` returns: the app, its local address, its public address.
     """
-    lazy = _lazy(models)
-    Thread(target=_warm, args=(next(iter(lazy.values())),), daemon=True, name="warm-up").start()
+    lazy = lazy_models(models)
+    Thread(target=warm_up, args=(next(iter(lazy.values())),), daemon=True, name="warm-up").start()
     demo = build_demo(lazy)
     demo.queue(default_concurrency_limit=4, max_size=200)
     settings: dict[str, object] = {
-        "theme": _theme(),
-        "css": (_FOLDER / "demo.css").read_text(encoding="utf-8"),
-        "js": (_FOLDER / "demo.js").read_text(encoding="utf-8"),
+        "theme": theme(),
+        "css": STYLES,
+        "js": SCRIPT,
         "max_file_size": MAX_BYTES,
         "mcp_server": find_spec("mcp") is not None,
         "footer_links": ["api", "settings"],
@@ -173,7 +95,7 @@ def build_demo(models: Loaders | None = None) -> gr.Blocks:
     Returns:
         The app, not yet launched; theme, styles and script go to its `launch` (see `launch` here).
     """
-    lazy = _lazy(models)
+    lazy = lazy_models(models)
     with gr.Blocks(title="genrec_hub: generative recommendations", analytics_enabled=None, delete_cache=(600, 600)) as demo:
         _html(cards.hero())
         with gr.Tab("Recommend", id="recommend"):
@@ -186,59 +108,6 @@ def build_demo(models: Loaders | None = None) -> gr.Blocks:
             gr.Markdown(ABOUT, elem_classes="gh-about")
         _endpoints(lazy)
     return cast(gr.Blocks, demo)
-
-
-def _lazy(models: Loaders | None) -> dict[str, Lazy]:
-    loaders = default_models() if models is None else models
-    return {name: load if isinstance(load, Lazy) else Lazy(load) for name, load in loaders.items()}
-
-
-def _warm(load: Lazy) -> None:
-    try:
-        load()("coffee", top_k=1)
-    except Exception:
-        logger.exception("The model could not be loaded ahead of the first request.")
-    finally:
-        gc.freeze()
-        gc.enable()  # app.py starts without it
-
-
-def _theme() -> gr.themes.Base:
-    sans = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
-    mono = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-    theme = gr.themes.Soft(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", radius_size="lg", font=sans, font_mono=mono)
-    return theme.set(
-        block_border_width="1px",
-        block_shadow="none",
-        block_title_background_fill="transparent",
-        block_title_background_fill_dark="transparent",
-        block_title_padding="0",
-        block_title_text_color="*body_text_color",
-        block_title_text_color_dark="*body_text_color",
-        block_label_background_fill="transparent",
-        block_label_background_fill_dark="transparent",
-        block_label_text_color="*body_text_color",
-        block_label_text_color_dark="*body_text_color",
-        body_text_color_subdued="*neutral_500",
-        body_text_color_subdued_dark="*neutral_400",
-        block_info_text_color="*neutral_500",
-        block_info_text_color_dark="*neutral_400",
-        block_label_border_width="0",
-        input_border_width="1px",
-        input_border_color="*neutral_200",
-        input_background_fill="*neutral_50",
-        input_shadow="none",
-        input_shadow_focus="none",
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_hover_dark="*primary_600",
-        button_primary_text_color="white",
-        button_secondary_border_color="*border_color_primary",
-        button_small_padding="5px 13px",
-        button_border_width="1px",
-        button_secondary_shadow="none",
-    )
 
 
 # ---------------------------------------------------------------- what the endpoints and the page share
