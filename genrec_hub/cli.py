@@ -80,6 +80,8 @@ def recommend(
         for match in pipe.understand(lines, own).matches:
             found = "in your words" if match.row is None else f"{match.item.title} ({match.how}, {match.confidence:.0%})"
             typer.echo(f"{match.line} -> {found}", err=True)
+        if not answers:
+            typer.echo("Nothing is left to recommend: the history holds every item that may be shown.", err=True)
         for answer in answers:
             tokens = " · ".join(str(token["label"]) for token in answer["identifier"]["tokens"])
             because = answer["because"]
@@ -145,6 +147,7 @@ def evaluate(
             seed=seed,
             command="genrec " + shlex.join(sys.argv[1:]),
         )
+        result["model"] = None if model == "none" else model
         if as_json:
             _emit(result)
             return
