@@ -54,7 +54,10 @@ def top_k(
 
 def _lowest_of_the_best(scores: torch.Tensor, k: int) -> torch.Tensor:
     """Columns of the k best scores, rising; of equal scores at the cut topk keeps any, this the lowest. Shape: (B, C) -> (B, k)."""
-    cut = scores.topk(k).values[:, -1:]
+    best = scores.topk(k)
+    cut = best.values[:, -1:]
+    if bool(((scores >= cut).sum(1) == k).all()):
+        return best.indices.sort(dim=1).values
     above, level = scores > cut, scores == cut
     kept = above | (level & (level.cumsum(1) <= k - above.sum(1, keepdim=True)))
     return kept.nonzero()[:, 1].view(len(scores), k)
