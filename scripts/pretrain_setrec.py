@@ -13,6 +13,7 @@ import logging
 import math
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ def main() -> None:
     before = trainer.rank_validation()
     logger.info("untrained, on %s: %s", chosen.validation, before)
     start, cpu = time.time(), time.process_time()
-    run(trainer, chosen.resume)
+    with redirect_stdout(sys.stderr):
+        run(trainer, chosen.resume)
     report = {
         "command": " ".join(sys.argv),
         "train": {name: {"users": int(n), "items": len(d.catalog)} for name, n, d in zip(names, entries, domains, strict=True)},
