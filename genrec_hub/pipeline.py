@@ -117,6 +117,8 @@ class RecommendationPipeline(Pipeline):
         Returns:
             `[{"item", "score", "rank", "identifier", "because"}, ...]`, best first; an empty history gives the model's opening offer.
         """
+        if not isinstance(history, Item | Iterable):
+            raise TypeError(f"A history is a text with one item per line, or a list of ids, titles, words or items; this is {history!r}.")
         several = isinstance(history, list | tuple) and len(history) > 0 and all(isinstance(h, list | tuple | History) for h in history)
         batch = list(history) if several else [history]
         answers = super().__call__([batch], top_k=top_k, catalog=catalog, exclude_seen=exclude_seen, department=department, **kwargs)[0]

@@ -303,3 +303,12 @@ def test_ranker_for_evaluations(with_cf, synthetic_domain):
     assert [with_cf.catalog[row].item_id for row in own[0].argsort(descending=True)] == answers
     elsewhere = with_cf.ranker(domain).scores(histories)
     assert elsewhere.shape == (2, 60)
+
+
+def test_a_model_beside_another_catalogue_says_so(tiny_setrec, processor, shop, caplog):
+    model = tiny_setrec(catalog_fingerprint=shop.fingerprint)
+    RecommendationPipeline(model=model, processor=processor, task=TASK)
+    assert "was trained on the catalogue" not in caplog.text
+    other = processor.add_items([Item("another", "A thing of another shop")])
+    RecommendationPipeline(model=model, processor=other, task=TASK)
+    assert f"was trained on the catalogue {shop.fingerprint[:12]}, this one is {other.catalog.fingerprint[:12]}" in caplog.text
