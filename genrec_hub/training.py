@@ -24,6 +24,9 @@ from .set_attention import pad_left
 
 logger = logging.getLogger(__name__)
 
+POSITIONS = 2560
+"""Positions (users x columns) whose graph is held at a time: a process on Beauty then stays below 2 GiB."""
+
 
 class TrainingSequences(Dataset):  # type: ignore[type-arg]
     """The sequences that have something to learn, cut to their last `most` items. An entry is an array of rows."""
@@ -155,6 +158,27 @@ class NextItemTrainer(Trainer):
         drawn = pool[torch.randint(len(pool), (self.negatives,), generator=generator)]
         return torch.unique(torch.cat([targets, drawn.to(targets.device)]))
 
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Goes through a batch of long histories in parts, a backward each: the same gradient in memory that does not grow with length."""
+        items, labels = inputs["items"], inputs["labels"]
+        size = max(1, POSITIONS // items.shape[1])
+        if len(items) <= size or self.args.world_size > 1 or num_items_in_batch is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        candidates = self.draw_candidates(labels)
+        parts = zip(items.split(size), labels.split(size), strict=True)
+        losses = [
+            super(NextItemTrainer, self).training_step(
+                model, {"items": own, "labels": targets, "candidates": candidates}, num_items_in_batch
+            )
+            for own, targets in parts
+        ]
+        return torch.stack(losses).sum()
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -162,9 +186,9 @@ class NextItemTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Draws the step's candidates, looks features up and runs the model."""
+        """Draws the step's candidates, unless the step has them, looks features up and runs the model."""
         items, labels = inputs["items"], inputs["labels"]
-        candidates = self.draw_candidates(labels)
+        candidates = inputs["candidates"] if "candidates" in inputs else self.draw_candidates(labels)
         places = torch.where(labels >= 0, torch.searchsorted(candidates, labels.clamp(min=0)), labels)
         output = model(
             **self.model_inputs(items, candidates),
@@ -225,7 +249,7 @@ class SASRecTrainer(NextItemTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """As the parent's, with the label of an item beside the item before it."""
-        shifted = {"items": inputs["items"], "labels": inputs["labels"][:, 1:]}
+        shifted = {**inputs, "labels": inputs["labels"][:, 1:]}
         return super().compute_loss(model, shifted, return_outputs, num_items_in_batch)
 
     def scores(self, histories: Sequence[np.ndarray]) -> torch.Tensor:

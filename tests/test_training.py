@@ -263,6 +263,25 @@ def test_the_whole_loss_of_equal_lengths(trainer, tmp_path, monkeypatch):
     assert one["semantic.decoder.0.weight"].any()
 
 
+@pytest.mark.parametrize("kind", ["sasrec", "setrec"])
+def test_long_histories_in_parts_have_the_gradient_of_the_whole(trainer, kind, monkeypatch, split):
+    """A batch beyond the budget goes through in parts, against the candidates of the whole batch."""
+    gradients = []
+    for positions in (10**6, 20):
+        monkeypatch.setattr("genrec_hub.training.POSITIONS", positions)
+        subject = trainer(kind, config={"dropout": 0.0, **({"alpha": 0.0} if kind == "setrec" else {})})
+        subject.create_optimizer()
+        batch = subject.data_collator([split.training[user][-8:] for user in range(9)])
+        count = (batch["labels"] >= 0).sum()
+        loss = subject.training_step(subject.model, batch, count)
+        gradients.append((loss, {name: p.grad.clone() for name, p in subject.model.named_parameters() if p.grad is not None}))
+    (whole, expected), (parts, found) = gradients
+    assert torch.allclose(whole, parts, atol=1e-6)
+    assert expected.keys() == found.keys()
+    for name, gradient in expected.items():
+        assert torch.allclose(gradient, found[name], atol=1e-6), name
+
+
 def test_packed_inputs_answer_every_prefix(trainer):
     made = trainer("setrec", config={"dropout": 0.0}, negatives=0)
     items = collate([np.array([3, 7, 1, 9]), np.array([2, 5])])["items"]
