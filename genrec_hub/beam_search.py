@@ -1,0 +1,451 @@
+"""Generation under a prefix tree: beam search that asks the encoder once per user, diverse beam search, and the exact score of every item.
+
+Dims: B batch (users) · K beams · G groups · N columns asked at once · M columns asked so far · D hidden · V catalogue size · W vocabulary ·
+E edges of the tree · T tokens of an identifier with its end.
+
+One layout serves all three. A user is a row; everything generated for the user, whatever the beam, is a column of that row, and a mask says
+which columns are the ancestors of which. So the prompt (or the encoder's keys and values) exists once per user and not once per beam, and
+when beams are reordered no key or value moves: only the mask's rows are gathered.
+
+Source: xGR (arXiv 2512.11529) for keys split into shared and own ones; `transformers` 5.23 `GenerationMixin._beam_search` for the rules of
+the search, which are matched.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+
+from .trie import Trie
+
+_HEAD_NUMBERS = 2**24
+"""Logits that may be held at once when every node of the tree is scored (64 MB)."""
+
+
+@dataclass(frozen=True)
+class Beams:
+    """The best items of each user, best first.
+
+    Attributes:
+        rows: (B, K) catalogue rows, -1 where there are fewer items than beams.
+        scores: (B, K) sum of log-probabilities / length ** length_penalty, the end token included; -inf for row -1.
+        tokens: (B, K, T) the identifiers, ended and filled by the end token.
+    """
+
+    rows: torch.Tensor
+    scores: torch.Tensor
+    tokens: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Diverse sequences of each row, best first.
+
+    Attributes:
+        tokens: (B, G, T) generated tokens, ended and filled by the end token (no end where the length ran out).
+        lengths: (B, G) tokens before the end.
+        scores: (B, G) sum of penalised log-probabilities / generated tokens, the end token included.
+    """
+
+    tokens: torch.Tensor
+    lengths: torch.Tensor
+    scores: torch.Tensor
+
+
+@torch.no_grad()
+def constrained_beam_search(
+    model: PreTrainedModel,
+    inputs: Mapping[str, torch.Tensor],
+    trie: Trie,
+    beams: int = 20,
+    *,
+    length_penalty: float = 1.0,
+    early_stopping: bool | Literal["never"] = False,
+    allowed: torch.Tensor | None = None,
+    excluded: Sequence[Sequence[int]] | None = None,
+) -> Beams:
+    """The items whose identifiers a beam search finds, every one of them in the catalogue and none twice.
+
+    Args:
+        model: a T5-family model with a language head, or a decoder-only one; in eval mode.
+        inputs: what its tokenizer gave: `input_ids` (or `inputs_embeds`) and `attention_mask`; decoder-only prompts are padded on the left.
+        trie: the legal identifiers.
+        beams: width of the search and number of results.
+        length_penalty: exponent of the length in the final score; 1 = mean log-probability.
+        early_stopping: when a user with K finished items is done. False: when the best running beam, divided by its own length, is no
+            better than the worst finished one. True: at once. "never": like False, but a positive penalty divides by the longest length
+            (that of the longest identifier), so that nothing better is missed among the beams.
+        allowed: (V,) true for rows that may come (a department).
+        excluded: rows that may not come, per user.
+
+    Source: `GenerationMixin._beam_search` with `prefix_allowed_tokens_fn` (transformers 5.23): 2K candidates a step; an end
+    among the best K finishes, the best K others run on. Log-probabilities are normalised over the whole vocabulary.
+    Differs: only edges of the tree are compared; paths that do not exist are row -1 instead of beams of score -1e9, and never count
+    as finished (with early_stopping=True, `generate` lets them crowd out items).
+    """
+    if beams < 1:
+        raise ValueError(f"A beam search needs at least one beam; got {beams}.")
+    tree = _Decoding(model, inputs)
+    device, users = tree.root.device, len(tree.root)
+    passable = trie.open_nodes(allowed, excluded, users)
+    passable = None if passable is None else passable.expand(users, -1)
+
+    nodes = torch.full((users, 1), trie.root, device=device)
+    running = torch.zeros((users, 1), device=device)
+    visible = torch.zeros((users, 1, 0), dtype=torch.bool, device=device)
+    best = torch.full((users, beams), -torch.inf, device=device)
+    best_nodes = torch.full((users, beams), trie.root, device=device)
+    unfinished = torch.ones((users, 1), dtype=torch.bool, device=device)
+    hidden = tree.root[:, None]
+    for length in range(1, trie.depth + 1):
+        scores, parents, children, tokens = _edges(tree.logits(hidden), running, nodes, trie, passable)
+        # An item's own end token is an edge like any other: a leaf among the best K is a finished item.
+        top = scores.topk(min(2 * beams, scores.shape[1]))
+        parents, children, tokens = (of.gather(1, top.indices) for of in (parents, children, tokens))
+        ended = trie.items(children) >= 0
+        finished = (top.values / length**length_penalty).masked_fill(~ended | ~unfinished, -torch.inf)[:, :beams]
+        if early_stopping is True:
+            finished = finished.masked_fill((best > -torch.inf).all(1, keepdim=True), -torch.inf)
+        best, kept = torch.cat([best, finished], 1).topk(beams)
+        best_nodes = torch.cat([best_nodes, children[:, :beams]], 1).gather(1, kept)
+
+        running, kept = top.values.masked_fill(ended, -torch.inf).topk(min(beams, scores.shape[1]))
+        longest = trie.depth if early_stopping == "never" and length_penalty > 0 else length
+        unfinished &= running[:, :1] / longest**length_penalty > best.amin(1, keepdim=True)
+        if early_stopping is True:
+            unfinished &= ~(best > -torch.inf).all(1, keepdim=True)
+        if not unfinished.any():
+            break
+        # Columns that no user needs are not asked.
+        alive = int((running > -torch.inf).sum(1).max())
+        running, kept = running[:, :alive], kept[:, :alive]
+        parents, nodes, tokens = (of.gather(1, kept) for of in (parents, children, tokens))
+        seen = visible.gather(1, parents[:, :, None].expand(-1, -1, visible.shape[2]))
+        visible = torch.cat([seen, torch.eye(alive, dtype=torch.bool, device=device).expand(users, -1, -1)], 2)
+        hidden = tree.step(tokens, torch.full((alive,), length, device=device), visible)
+
+    rows = trie.items(best_nodes).masked_fill(best == -torch.inf, -1)
+    found = trie.sequences(rows.clamp(min=0).flatten()).view(users, beams, -1)
+    return Beams(rows, best, found.masked_fill((rows < 0)[:, :, None], trie.eos))
+
+
+def _edges(
+    logits: torch.Tensor, running: torch.Tensor, nodes: torch.Tensor, trie: Trie, passable: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scores of the tree's edges out of every beam, a user's edges side by side, filled with -inf.
+
+    Shape: logits (B, K, W), running (B, K), nodes (B, K) -> scores, parents (beams), children (nodes), tokens: (B, most edges).
+    """
+    users, beams, words = logits.shape
+    total = running - logits.logsumexp(2)
+    live = (running > -torch.inf).flatten().nonzero()[:, 0]
+    tokens, children, counts = trie.children(nodes.flatten()[live])
+    beam = live.repeat_interleave(counts)
+    if passable is not None:
+        kept = passable.to(children.device)[beam // beams, children]
+        tokens, children, beam = tokens[kept], children[kept], beam[kept]
+    scores = logits.view(-1)[beam * words + tokens] + total.view(-1)[beam]
+    user = beam // beams
+    sizes = user.bincount(minlength=users)
+    place = torch.arange(len(user), device=user.device) - (sizes.cumsum(0) - sizes)[user]
+    width = max(int(sizes.max()), 1)
+    padded = scores.new_full((users, width), -torch.inf)
+    padded[user, place] = scores
+    wide = []
+    for values in (beam % beams, children, tokens):
+        into = values.new_zeros((users, width))
+        into[user, place] = values
+        wide.append(into)
+    return padded, wide[0], wide[1], wide[2]
+
+
+@torch.no_grad()
+def diverse_beam_search(
+    model: PreTrainedModel,
+    inputs: Mapping[str, torch.Tensor],
+    eos: int,
+    *,
+    groups: int = 10,
+    penalty: float | torch.Tensor = 1.0,
+    min_length: int = 1,
+    max_length: int = 10,
+) -> Candidates:
+    """Several different sequences per row: groups of one beam each that avoid each other's tokens.
+
+    At a step, group g takes the token of the best log-probability less `penalty` for each earlier group that took that token at the same
+    step; penalties stay in the sum. A group ends with the end token or at `max_length`; ended groups push nobody away.
+
+    Args:
+        model: as for `constrained_beam_search`.
+        inputs: as for `constrained_beam_search`.
+        eos: the end token.
+        groups: sequences per row.
+        penalty: lambda, not negative; one number, or (B,) one per row.
+        min_length: the end token comes no earlier than as this generated token (IDGenRec's L, whose start token takes the end's place).
+        max_length: most generated tokens, the end included (IDGenRec's L + 10 counts the start token as well: give L + 9).
+
+    Source: Vijayakumar et al. 2016, equation 5 with Hamming diversity; IDGenRec Algorithm 1; `GroupBeamSearch` of transformers 4 with one
+    beam a group, whose hypothesis is complete at the first end token.
+    """
+    if groups < 1 or not 1 <= min_length <= max_length:
+        raise ValueError(f"Need groups >= 1 and 1 <= min_length <= max_length; got {groups}, {min_length}, {max_length}.")
+    tree = _Decoding(model, inputs)
+    device, rows = tree.root.device, len(tree.root)
+    push = torch.as_tensor(penalty, dtype=torch.float32, device=device).expand(rows)
+    if bool((push < 0).any()):
+        raise ValueError("The diversity penalty must not be negative.")
+    taken = torch.full((rows, groups, max_length), eos, device=device)
+    scores = torch.zeros((rows, groups), device=device)
+    lengths = torch.zeros((rows, groups), dtype=torch.long, device=device)
+    ended = torch.zeros((rows, groups), dtype=torch.bool, device=device)
+    own = torch.eye(groups, dtype=torch.bool, device=device)
+    hidden = tree.root[:, None]
+    for step in range(max_length):
+        logits = tree.logits(hidden)
+        total = logits.logsumexp(2, keepdim=True)
+        if step + 1 < min_length:
+            logits[:, :, eos] = -torch.inf
+        # At most g tokens are pushed down for group g: its choice is among the g + 1 best of its own.
+        top = logits.topk(min(groups, logits.shape[2]))
+        chosen, gained = _choose((top.values - total).expand(-1, groups, -1), top.indices.expand(-1, groups, -1), push, ended)
+        taken[:, :, step] = chosen.masked_fill(ended, eos)
+        scores += gained.masked_fill(ended, 0)
+        lengths += (~ended & (chosen != eos)).long()
+        ended = ended | (chosen == eos)
+        if bool(ended.all()) or step + 1 == max_length:
+            break
+        hidden = tree.step(taken[:, :, step], torch.full((groups,), step + 1, device=device), own.repeat(1, step + 1).expand(rows, -1, -1))
+    generated = (lengths + ended.long()).clamp(min=1)
+    scores, order = (scores / generated).sort(dim=1, descending=True, stable=True)
+    taken = taken.gather(1, order[:, :, None].expand_as(taken))[:, :, : int(generated.max())]
+    return Candidates(taken, lengths.gather(1, order), scores)
+
+
+def _choose(best: torch.Tensor, tokens: torch.Tensor, push: torch.Tensor, ended: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each group takes, group after group.
+
+    Shape: best (B, G, C), tokens (B, G, C), push (B,), ended (B, G) -> tokens (B, G), penalised log-probabilities (B, G).
+    """
+    chosen = torch.full_like(tokens[:, :, 0], -1)
+    gained = torch.zeros_like(best[:, :, 0])
+    for group in range(chosen.shape[1]):
+        same = (tokens[:, group, :, None] == chosen[:, None, :group]) & ~ended[:, None, :group]
+        gained[:, group], place = (best[:, group] - push[:, None] * same.sum(2)).max(1)
+        chosen[:, group] = tokens[:, group].gather(1, place[:, None])[:, 0]
+    return chosen, gained
+
+
+@torch.no_grad()
+def score_all(
+    model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], trie: Trie, *, length_penalty: float = 1.0, chunk: int = 64
+) -> torch.Tensor:
+    """The exact score of every item: what teacher forcing gives for each identifier, each node of the tree asked (almost) once.
+
+    The tree is cut into runs of `chunk` neighbouring items. All nodes above a run's leaves go through the decoder in one forward, each
+    seeing only its ancestors; the few that two runs share are asked in both. Normalisers are taken over the whole vocabulary, some nodes
+    at a time.
+
+    Args:
+        model: as for `constrained_beam_search`.
+        inputs: as for `constrained_beam_search`.
+        trie: the legal identifiers.
+        length_penalty: exponent of the length (end included) by which the sum of log-probabilities is divided.
+        chunk: items of a run.
+
+    Shape: -> (B, V).
+    """
+    tree = _Decoding(model, inputs)
+    device, users, size = tree.root.device, len(tree.root), len(trie)
+    result = tree.root.new_zeros((users, size), dtype=torch.float32)
+    rows = torch.arange(size, device=device)
+    order, every = rows, trie.sequences(rows)
+    for column in range(every.shape[1] - 1, -1, -1):
+        order = order[every[order, column].argsort(stable=True)]
+    for part in order.split(chunk):
+        paths = trie.paths(part)
+        # Nodes rise from parent to child, so that sorted nodes are a legal order. Place 0 is the root.
+        nodes = torch.cat([torch.tensor([trie.root], device=device), paths[paths >= 0].unique()])
+        places = torch.searchsorted(nodes, paths).masked_fill(paths < 0, -1)
+        above = torch.cat([torch.zeros_like(places[:, :1]), places[:, :-1]], 1)
+        parents, depths = torch.zeros_like(nodes), torch.zeros_like(nodes)
+        parents[places[paths >= 0]] = above[paths >= 0]
+        depths[places[paths >= 0]] = (torch.arange(paths.shape[1], device=device) + 1).expand_as(paths)[paths >= 0]
+        tokens = torch.zeros_like(nodes)
+        tokens[places[paths >= 0]] = trie.sequences(part)[paths >= 0]
+        inner = trie.items(nodes) < 0
+        hidden = _run(tree, tokens, depths, parents, inner)
+        edges = _edge_scores(tree, hidden, tokens, parents, inner)
+        total = edges[:, places.clamp(min=0)].masked_fill(paths < 0, 0).sum(2)
+        result[:, part] = total / (paths >= 0).sum(1) ** length_penalty
+    return result
+
+
+def _run(tree: "_Decoding", tokens: torch.Tensor, depths: torch.Tensor, parents: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+    """Hidden states of the root and the inner nodes of one run. Shape: (N,) each -> (B, inner nodes, D)."""
+    asked = inner.nonzero()[1:, 0]
+    seen = torch.zeros((len(tokens), len(tokens)), dtype=torch.bool, device=tokens.device)
+    at = torch.arange(len(tokens), device=tokens.device)
+    ancestor = at
+    while bool((ancestor > 0).any()):
+        seen[at, ancestor] = True
+        ancestor = parents[ancestor]
+    users = len(tree.root)
+    visible = seen[asked][:, asked].expand(users, -1, -1)
+    own = tree.step(tokens[asked].expand(users, -1), depths[asked], visible, keep=False)
+    return torch.cat([tree.root[:, None], own], 1)
+
+
+def _edge_scores(tree: "_Decoding", hidden: torch.Tensor, tokens: torch.Tensor, parents: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each node's token after its parent, 0 for the root. Shape: hidden (B, inner, D), (N,) each -> (B, N)."""
+    column = inner.cumsum(0)[parents] - 1
+    scores = hidden.new_zeros((len(hidden), len(tokens)), dtype=torch.float32)
+    step = max(1, _HEAD_NUMBERS // (len(hidden) * tree.words))
+    for start in range(0, hidden.shape[1], step):
+        logits = tree.logits(hidden[:, start : start + step])
+        here = ((column >= start) & (column < start + step)).nonzero()[:, 0]
+        here = here[here > 0]
+        own = column[here] - start
+        scores[:, here] = logits[:, own, tokens[here]] - logits.logsumexp(2)[:, own]
+    return scores
+
+
+class _Decoding:
+    """A model that continues the tree of one batch: `root` first, then any columns that name their ancestors.
+
+    Attributes:
+        root: (B, D) hidden state from which the first token is generated.
+        words: W, size of the vocabulary.
+    """
+
+    def __init__(self, model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> None:
+        self._model: Any = model
+        self._config: Any = model.config.get_text_config(decoder=True)
+        self._seen = inputs.get("attention_mask")
+        self._cache: Any
+        self._step: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Any], torch.Tensor]
+        if model.config.is_encoder_decoder:
+            self._start_encoder(inputs)
+        else:
+            self._start_prompt(inputs)
+        self._depths = torch.zeros(0, dtype=torch.long, device=self.root.device)
+        self.words = int(model.get_output_embeddings().weight.shape[0])
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Shape: (B, N, D) -> (B, N, W), 32-bit."""
+        if getattr(self._config, "scale_decoder_outputs", False):
+            hidden = hidden * self._config.d_model**-0.5
+        logits: torch.Tensor = self._model.get_output_embeddings()(hidden).float()
+        cap = getattr(self._config, "final_logit_softcapping", None)
+        return logits if cap is None else (logits / cap).tanh() * cap
+
+    def step(self, tokens: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor, keep: bool = True) -> torch.Tensor:
+        """Hidden states of new columns.
+
+        Args:
+            tokens: (B, N).
+            depths: (N,) generated tokens up to and including the column's own.
+            visible: (B, N, M + N) the column's ancestors and itself among the columns kept so far and the new ones.
+            keep: whether later columns may see these; if not, the next step sees what this one saw.
+
+        Shape: -> (B, N, D).
+        """
+        every = torch.cat([self._depths, depths])
+        cache = self._cache if keep else self._fork()
+        if keep:
+            self._depths = every
+        return self._step(tokens, every, visible, cache)
+
+    def _fork(self) -> Any:
+        """A cache that starts with the same keys and values and grows on its own; the encoder's are shared."""
+        old = self._cache.self_attention_cache if self._model.config.is_encoder_decoder else self._cache
+        new = DynamicCache()
+        for number, layer in enumerate(old.layers):
+            new.update(layer.keys, layer.values, number)
+        return EncoderDecoderCache(new, self._cache.cross_attention_cache) if self._model.config.is_encoder_decoder else new
+
+    # Relative positions (T5): the decoder's blocks with our own bias, since columns are no positions
+
+    def _start_encoder(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        decoder = self._model.get_decoder()
+        if not hasattr(decoder, "block"):
+            raise ValueError(f"{type(self._model).__name__} is an encoder-decoder unlike T5; give a T5-family or a decoder-only model.")
+        self._encoded = self._model.get_encoder()(**inputs).last_hidden_state
+        users, device = len(self._encoded), self._encoded.device
+        self._encoder_mask = None if self._seen is None else _additive(self._seen.bool()[:, None], self._encoded.dtype)
+        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self._step = self._step_encoder
+        start = self._model.generation_config.decoder_start_token_id
+        start = self._model.config.decoder_start_token_id if start is None else start
+        if start is None:
+            raise ValueError("The model names no decoder_start_token_id; set it in its configuration.")
+        self.root = self._step(
+            torch.full((users, 1), start, device=device),
+            torch.zeros(0, dtype=torch.long, device=device),
+            torch.zeros((users, 1, 0), dtype=torch.bool, device=device),
+            self._cache,
+        )[:, 0]
+
+    def _step_encoder(self, tokens: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor, cache: Any) -> torch.Tensor:
+        decoder = self._model.get_decoder()
+        hidden = decoder.embed_tokens(tokens)
+        # Every column sees the start token, the first key.
+        mask = _additive(torch.nn.functional.pad(visible, (1, 0), value=True), hidden.dtype)
+        attention = decoder.block[0].layer[0].SelfAttention
+        depths = torch.nn.functional.pad(depths, (1, 0))
+        buckets = attention._relative_position_bucket(
+            depths - depths[-tokens.shape[1] :, None],
+            bidirectional=False,
+            num_buckets=attention.relative_attention_num_buckets,
+            max_distance=attention.relative_attention_max_distance,
+        )
+        bias = attention.relative_attention_bias(buckets).permute(2, 0, 1)[None]
+        cross = None
+        for block in decoder.block:
+            hidden, _, cross = block(hidden, mask, bias, self._encoded, self._encoder_mask, cross, past_key_values=cache)
+        return decoder.final_layer_norm(hidden)
+
+    # Rotary positions (decoder-only): the model itself with our own positions and mask
+
+    def _start_prompt(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        prompt = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]
+        seen = torch.ones(prompt.shape[:2], dtype=torch.bool, device=prompt.device) if self._seen is None else self._seen.bool()
+        if not bool(seen[:, -1].all()):
+            raise ValueError("A prompt ends with padding; pad decoder-only prompts on the left (tokenizer.padding_side = 'left').")
+        self._seen = seen
+        self._positions = (seen.cumsum(1) - 1).clamp(min=0)
+        self._cache = DynamicCache()
+        self._step = self._step_prompt
+        named = {"input_ids" if "input_ids" in inputs else "inputs_embeds": prompt}
+        # The row itself stays visible to padding, so that no softmax is empty.
+        causal = seen[:, None].repeat(1, seen.shape[1], 1).tril() | torch.eye(seen.shape[1], dtype=torch.bool, device=seen.device)
+        masks = self._masks(causal, self._positions, self._positions)
+        self.root = self._forward(named, self._positions, masks, self._cache)[:, -1]
+
+    def _step_prompt(self, tokens: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor, cache: Any) -> torch.Tensor:
+        assert self._seen is not None
+        keys = torch.cat([self._positions, self._positions[:, -1:] + depths], 1)
+        positions = keys[:, -tokens.shape[1] :]
+        seen = torch.cat([self._seen[:, None].expand(-1, tokens.shape[1], -1), visible], 2)
+        return self._forward({"input_ids": tokens}, positions, self._masks(seen, positions, keys), cache)
+
+    def _forward(self, named: dict[str, torch.Tensor], positions: torch.Tensor, masks: Any, cache: Any) -> torch.Tensor:
+        body = self._model.get_decoder()
+        return body(**named, position_ids=positions, attention_mask=masks, past_key_values=cache, use_cache=True).last_hidden_state
+
+    def _masks(self, seen: torch.Tensor, positions: torch.Tensor, keys: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """One mask, or one per kind of layer where some look back only so far.
+
+        Shape: seen (B, N, keys), positions (B, N), keys (B, keys) -> (B, 1, N, keys).
+        """
+        full = _additive(seen, self._model.dtype)
+        if "sliding_attention" not in (getattr(self._config, "layer_types", None) or ()):
+            return full
+        near = positions[:, :, None] - keys[:, None] < self._config.sliding_window
+        return {"full_attention": full, "sliding_attention": _additive(seen & near, self._model.dtype)}
+
+
+def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """0 where visible, the lowest number elsewhere. Shape: (B, N, M) -> (B, 1, N, M)."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
