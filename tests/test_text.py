@@ -106,7 +106,8 @@ def test_works_without_optional_packages():
         "assert History.read('iron kettle\\ncafe press', c).rows == [1, 0]\n"
         "assert c.search('kettel') == []\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_item_line_says_each_word_once():
