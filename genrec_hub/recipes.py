@@ -16,7 +16,7 @@ from transformers import Qwen3Config, set_seed
 
 from .configuration_sasrec import SASRecConfig
 from .configuration_setrec import SETRecConfig
-from .domain import Domain, Protocol, Sequences
+from .domain import Domain, Protocol, Sequences, Split
 from .modeling_sasrec import SASRecModel
 from .modeling_setrec import SETRecModel
 from .processing_setrec import SETRecProcessor
@@ -97,7 +97,7 @@ def train_sasrec(
     model = SASRecModel(SASRecConfig(**{"temperature": 0.1, **config}, num_items=size, catalog_fingerprint=domain.catalog.fingerprint))
     trainer = SASRecTrainer(
         model,
-        _arguments(output, chosen, split.training),
+        _arguments(output, chosen, split),
         sequences=split.training,
         validation=split.validation if len(split.validation) else None,
         catalog_size=size,
@@ -183,7 +183,7 @@ def train_setrec(
         model = SETRecModel.from_backbone(backbone, **{**config, **own})
     trainer = SETRecTrainer(
         model,
-        _arguments(output, chosen, split.training, arguments),
+        _arguments(output, chosen, split, arguments),
         features=features,
         sequences=split.training,
         validation=split.validation if len(split.validation) else None,
@@ -195,12 +195,13 @@ def train_setrec(
     return report
 
 
-def _arguments(output: str | Path, chosen: Settings, training: Sequences, more: dict[str, Any] | None = None) -> Any:
+def _arguments(output: str | Path, chosen: Settings, split: Split, more: dict[str, Any] | None = None) -> Any:
     assert chosen.epochs is not None
     assert chosen.batch is not None
     assert chosen.rate is not None
     together = chosen.batch * int(os.environ.get("WORLD_SIZE", "1")) * int((more or {}).get("gradient_accumulation_steps", 1))
-    steps = math.ceil(int((training.lengths >= 2).sum()) / together)
+    steps = math.ceil(int((split.training.lengths >= 2).sum()) / together)
+    blind = {} if len(split.validation) else {"eval_strategy": "no", "load_best_model_at_end": False}
     return training_arguments(
         Path(output) / CHECKPOINTS,
         epochs=chosen.epochs,
@@ -209,6 +210,7 @@ def _arguments(output: str | Path, chosen: Settings, training: Sequences, more: 
         steps_per_epoch=steps,
         seed=chosen.seed,
         every=chosen.every,
+        **blind,
         **(more or {}),
     )
 

@@ -25,7 +25,7 @@ from .set_attention import pad_left
 logger = logging.getLogger(__name__)
 
 POSITIONS = 2560
-"""Positions (users x columns) whose graph is held at a time: a process on Beauty then stays below 2 GiB."""
+"""Positions (users x columns) whose graph is held at a time: a process on Beauty then stays at about 2 GiB."""
 
 
 class TrainingSequences(Dataset):  # type: ignore[type-arg]

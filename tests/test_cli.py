@@ -149,6 +149,20 @@ def test_train_evaluate_identify_recommend_end_to_end(files, tmp_path, monkeypat
     assert again.exit_code == 0, again.stderr
 
 
+def test_training_without_anyone_to_validate_on(files, tmp_path):
+    """Two items a user: nothing can be held out, so the last weights are kept and the report says nothing of validation."""
+    items, interactions = files
+    rows = interactions.read_text().splitlines()
+    interactions.write_text("\n".join(row for row in rows if row.split(",")[2] in ("position", "0", "1")) + "\n")
+    output = tmp_path / "sasrec"
+    done = run(
+        "train", "sasrec", "--items", str(items), "--interactions", str(interactions), "--output", str(output), "--epochs", "1", "--json"
+    )
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["validation"] == {}
+    assert (output / "model.safetensors").is_file()
+
+
 def test_python_m_is_the_same_program():
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-m", "genrec_hub", "recommend", "--help"], capture_output=True, text=True, env=env, check=True)
