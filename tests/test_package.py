@@ -12,7 +12,7 @@ import genrec_hub
 PACKAGE = Path(genrec_hub.__file__).parent
 # design.md's list of files; a module imports only from above itself.
 ORDER = """
-text tables titles catalog history domain metrics semantic trie beam_search identifiers set_attention grounding backbones
+text tables titles catalog history domain metrics semantic trie beam_search phrases identifiers set_attention grounding backbones
 configuration_sasrec modeling_sasrec configuration_setrec modeling_setrec processing_setrec
 configuration_idgenrec modeling_idgenrec processing_idgenrec
 pipeline training recipes baselines evaluation hub cli __main__ demo_texts demo_uploads demo_cards demo_models demo_theme demo
