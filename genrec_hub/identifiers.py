@@ -11,7 +11,7 @@ texts alone; here the order of the file plays no part, and two identifiers diffe
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, count, islice
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -255,7 +255,7 @@ def assign_identifiers(
             progress(len(found), len(items))
     if losers:
         logger.info("%d of %d items get words or numbers of their own after %d generated texts.", len(losers), len(items), asked)
-        apart = _Apart(items, taken)
+        apart = _Apart(items, taken, {own.text: items[row] for row, own in found.items()})
         found |= {row: apart.identify(items[row], first.get(texts[row], "")) for row in losers}
         if progress is not None:
             progress(len(found), len(items))
@@ -295,10 +295,11 @@ class _Taken:
 
 
 class _Apart:
-    """Tells items apart by their own words: one that is rare in the catalogue, several, at last a number."""
+    """Tells items apart by their own words: one that the other does not have and that is rare, several, at last a number."""
 
-    def __init__(self, items: Sequence[Described], taken: _Taken) -> None:
-        self._items, self._taken = items, taken
+    def __init__(self, items: Sequence[Described], taken: _Taken, holders: Mapping[str, Described]) -> None:
+        self._items, self._taken, self._holders = items, taken, holders
+        self._held: dict[str, dict[str, int]] = {}
         self._frequency = Counter(word for item in items for word in own_words(item))
         self._numbers: dict[str, Iterator[str]] = {}
         self._symbols = [symbol for symbol in "0123456789abcdefghijklmnopqrstuvwxyz" if taken.known(symbol)]
@@ -311,10 +312,12 @@ class _Apart:
             base = " ".join(usable) or clean_words(item.item_id)
             base = base if self._taken.known(base) else "item"
         base = " ".join(base.split()[:_BASE])
-        common = len(self._items) // 100 + 3
+        if base in self._holders and base not in self._held:
+            self._held[base] = own_words(self._holders[base])
+        held, common = self._held.get(base, {}), len(self._items) // 100 + 3
+        # The field comes before rarity, so that a rare word of the description is used only where the title has none.
         fresh = [word for word in own if word not in base.split()]
-        # Title words come first, so that a rare word of the description is used only where the title has none.
-        fresh.sort(key=lambda word: (self._frequency[word] > common, own[word], self._frequency[word]))
+        fresh.sort(key=lambda word: (word in held, self._frequency[word] > common, own[word], word.isdigit(), self._frequency[word]))
         fresh = fresh[:12]
         single = (f"{base} {word}" for word in fresh)
         several = (" ".join([base, *fresh[:size]]) for size in range(2, 5))

@@ -165,6 +165,13 @@ def test_disambiguator_takes_rare_words_of_the_title_first():
     }  # fmt: skip
 
 
+def test_disambiguator_says_what_the_other_does_not():
+    crowd = [Item(f"z{row}", f"Rack {row} for 36 bottles") for row in range(40)]
+    items = [Item("a", "Polish Rack for 60 Bottles, oak"), Item("b", "Polish Rack for 36 Bottles, oak")]
+    made = by_item(assign(items + crowd, lambda text, *_: ["polish rack"] if "Polish" in text else [text], rounds=1))
+    assert [made[name].text for name in "ab"] == ["polish rack", "polish rack 36"]
+
+
 def test_disambiguator_is_deterministic_and_order_independent():
     items = [Item(f"i{row:03d}", f"Hair Oil {row % 7}", f"brand{row % 5}", "Beauty > Oils", f"note {row % 11}") for row in range(200)]
     known = by_item(assign(items, lambda *_: ["hair oil"], rounds=2))
@@ -195,10 +202,30 @@ def words_rule(text, penalty, min_length):
     return [" ".join(own[beam % 3 : beam % 3 + 2 + (start + beam) // 3 + min_length // 5]) for beam in range(10)]
 
 
-def big(size: int, seed: int = 0) -> list[Item]:
+def big(size: int, seed: int = 0, stock: int = 240) -> list[Item]:
     rng = random.Random(seed)
-    stock = [f"{kind}{number}" for kind in ("soap", "oil", "brush", "creme") for number in range(60)]
-    return [Item(f"{rng.getrandbits(40):010x}", " ".join(rng.choices(stock, k=3)), rng.choice(stock)) for _ in range(size)]
+    words = [f"{kind}{number}" for number in range(stock // 4) for kind in ("soap", "oil", "brush", "creme")]
+    return [Item(f"{rng.getrandbits(40):010x}", " ".join(rng.choices(words, k=3)), rng.choice(words)) for _ in range(size)]
+
+
+def plain(items, rule, rounds):
+    """The rounds as plainly as can be: one item after the other, every taken identifier looked through."""
+    made = {}
+    for penalty, length in schedule(rounds):
+        for item in sorted(items, key=lambda item: item.item_id):
+            for text in map(clean_words, rule(generator_text(item), penalty, length)):
+                if item.item_id not in made and text and all(text != other and encode(text) != encode(other) for other in made.values()):
+                    made[item.item_id] = text
+    return made
+
+
+@pytest.mark.parametrize("rounds", [1, 4, 11])
+def test_rounds_equal_the_plain_form(rounds):
+    items = big(150, stock=12)
+    expected = plain(items, words_rule, rounds)
+    assert rounds > 4 or len(expected) < len(items)
+    made = by_item(assign(items, words_rule, rounds=rounds))
+    assert {item_id: made[item_id].text for item_id in expected} == expected
 
 
 def test_neither_file_order_nor_batches_matter():
