@@ -31,7 +31,7 @@ _KIND = "genrec-identifiers"
 ROUNDS = 18
 """Penalties 1 to 9 at two lengths."""
 LEAST_ASKED = 20_000
-"""Texts that may be generated for even the smallest catalogue before the rule takes over; larger ones have three an item."""
+"""Texts that may be generated for the smallest catalogue before the rule takes over; larger ones have one and a half an item."""
 
 _BASE = 8
 """Words of a candidate that is made unique by rule."""
@@ -217,8 +217,8 @@ def assign_identifiers(
         catalog: fingerprint of the catalogue, kept with the result.
         unknown: the tokenizer's unknown token; no identifier holds it.
         rounds: rounds of generation before words and numbers are appended by rule.
-        most: texts that may be generated in all, None for 20,000 or three an item, whichever is more. Rounds are whole: one that would go
-            beyond is not begun, the first always is.
+        most: texts that may be generated in all, None for 20,000 or one and a half an item, whichever is more. Rounds are whole: one that
+            would go beyond is not begun, the first always is.
         progress: called with (items done, items) after every round.
 
     Raises:
@@ -237,7 +237,7 @@ def assign_identifiers(
     losers = [row for row in order if row not in found]
     texts = {row: generator_text(items[row]) for row in losers}
     first: dict[str, str] = {}
-    asked, most = 0, max(LEAST_ASKED, 3 * len(losers)) if most is None else most
+    asked, most = 0, max(LEAST_ASKED, 3 * len(losers) // 2) if most is None else most
     for penalty, length in schedule(rounds):
         distinct = list(dict.fromkeys(texts[row] for row in losers))
         if not distinct or (asked and asked + len(distinct) > most):

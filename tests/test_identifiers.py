@@ -2,13 +2,17 @@
 
 import random
 import time
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from transformers import T5Config, T5ForConditionalGeneration
 
+from genrec_hub.beam_search import diverse_beam_search
 from genrec_hub.catalog import Catalog, Item
 from genrec_hub.identifiers import FILE, Identifier, Identifiers, assign_identifiers, schedule
 from genrec_hub.phrases import clean_words, generator_text, salient_words
@@ -92,6 +96,9 @@ def test_rounds_and_texts_are_bounded():
     generate = Scripted(lambda *_: ["same"])
     check(assign(items, generate, rounds=0), items)
     assert generate.calls == []
+    items, generate = big(15_000), Scripted(lambda *_: [])
+    check(assign(items, generate), items)
+    assert sum(len(texts) for *_, texts in generate.calls) <= 22_500
 
 
 def test_equal_texts_are_asked_once():
@@ -242,6 +249,44 @@ def test_neither_file_order_nor_batches_matter():
 
     random.Random(1).shuffle(items)
     assert by_item(assign_identifiers(items, batched, encode, generator="g1")) == by_item(known)
+
+
+def test_a_real_generator_in_any_batches():
+    """A random T5 whose words are those of the items, by the diverse beam search: one answer whatever stands beside a text."""
+    words = [f"{kind}{number}" for kind in ("soap", "oil", "brush") for number in range(16)]
+    number = {word: place + 3 for place, word in enumerate(words)}
+    torch.manual_seed(5)
+    config = T5Config(
+        vocab_size=len(words) + 3, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+    )  # fmt: skip
+    model = T5ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+
+    def tokenize(text):
+        return [number.get(word, 2) for word in text.split()]
+
+    def generate(size, texts, penalty, min_length):
+        made = []
+        for start in range(0, len(texts), size):
+            tokens = [torch.tensor(tokenize(clean_words(text))) for text in texts[start : start + size]]
+            prompt = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+            inputs = {"input_ids": prompt, "attention_mask": (prompt != 0).long()}
+            found = diverse_beam_search(model, inputs, 1, penalty=penalty, min_length=min_length, max_length=min_length + 9)
+            for row, lengths in zip(found.tokens.tolist(), found.lengths.tolist(), strict=True):
+                made.append([" ".join(words[token - 3] for token in own[:end] if token > 2) for own, end in zip(row, lengths, strict=True)])
+        return made
+
+    rng = random.Random(0)
+    items = [Item(f"{row:02d}", " ".join(rng.choices(words, k=1 + row % 6))) for row in range(40)]
+    made = assign_identifiers(items, partial(generate, 1), tokenize, generator="g1", unknown=2, rounds=12)
+    assert len(set(made.texts)) == 40
+    assert [own.tokens for own in made] == [tuple(tokenize(own.text)) for own in made]
+    for size in (7, 40):
+        rng.shuffle(items)
+        assert by_item(assign_identifiers(items, partial(generate, size), tokenize, generator="g1", unknown=2, rounds=12)) == by_item(made)
 
 
 def test_a_thousand_new_items_leave_12k_as_they_are(tmp_path):
