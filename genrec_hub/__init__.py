@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .catalog import Catalog, Item, Recommendation
+    from .configuration_idgenrec import IDGenRecConfig
     from .configuration_sasrec import SASRecConfig
     from .configuration_setrec import SETRecConfig
     from .domain import Domain
     from .evaluation import evaluate
     from .history import History
+    from .modeling_idgenrec import IDGenRecModel
     from .modeling_sasrec import SASRecModel
     from .modeling_setrec import SETRecModel
     from .pipeline import RecommendationPipeline, embedded, load
+    from .processing_idgenrec import IDGenRecProcessor
     from .processing_setrec import SETRecProcessor
 
 __version__ = "0.1.0"
@@ -31,6 +34,9 @@ _HOMES = {
     "Catalog": "catalog",
     "Domain": "domain",
     "History": "history",
+    "IDGenRecConfig": "configuration_idgenrec",
+    "IDGenRecModel": "modeling_idgenrec",
+    "IDGenRecProcessor": "processing_idgenrec",
     "Item": "catalog",
     "Recommendation": "catalog",
     "RecommendationPipeline": "pipeline",
@@ -50,6 +56,9 @@ __all__ = [  # noqa: RUF022 - one name a line, sorted without regard to case
     "embedded",
     "evaluate",
     "History",
+    "IDGenRecConfig",
+    "IDGenRecModel",
+    "IDGenRecProcessor",
     "Item",
     "load",
     "Recommendation",
@@ -83,17 +92,23 @@ def _register() -> None:
     from transformers import AutoConfig, AutoModel, AutoProcessor
     from transformers.pipelines import PIPELINE_REGISTRY
 
+    from .configuration_idgenrec import IDGenRecConfig
     from .configuration_sasrec import SASRecConfig
     from .configuration_setrec import SETRecConfig
+    from .modeling_idgenrec import IDGenRecModel
     from .modeling_sasrec import SASRecModel
     from .modeling_setrec import SETRecModel
     from .pipeline import TASK, RecommendationPipeline, embedded
+    from .processing_idgenrec import IDGenRecProcessor
     from .processing_setrec import SETRecProcessor
 
+    AutoConfig.register("idgenrec", IDGenRecConfig, exist_ok=True)
     AutoConfig.register("sasrec", SASRecConfig, exist_ok=True)
     AutoConfig.register("setrec", SETRecConfig, exist_ok=True)
+    AutoModel.register(IDGenRecConfig, IDGenRecModel, exist_ok=True)
     AutoModel.register(SASRecConfig, SASRecModel, exist_ok=True)
     AutoModel.register(SETRecConfig, SETRecModel, exist_ok=True)
+    AutoProcessor.register(IDGenRecConfig, IDGenRecProcessor, exist_ok=True)
     AutoProcessor.register(SETRecConfig, SETRecProcessor, exist_ok=True)
     if TASK not in PIPELINE_REGISTRY.supported_tasks:
         try:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -172,6 +173,19 @@ class Catalog(Sequence[Item]):
     def departments(self) -> list[str]:
         """The distinct departments, alphabetically."""
         return sorted({item.department for item in self._items} - {""})
+
+    def in_department(self, department: str | None) -> np.ndarray | None:
+        """Which items are of a department, None when no department is named. Shape: -> (V,) of truth values.
+
+        Raises:
+            ValueError: when no item is; the sentence names the departments there are.
+        """
+        if not department:
+            return None
+        mask = np.array([item.department.casefold() == department.casefold() for item in self._items], bool)
+        if not mask.any():
+            raise ValueError(f"No item is of the department {department!r}; there are: {', '.join(self.departments[:20]) or 'none'}.")
+        return mask
 
     @cached_property
     def fingerprint(self) -> str:

@@ -31,8 +31,11 @@ BINS = ((1, 5), (6, 20), (21, 100), (101, None))
 class Rankable(Protocol):
     """Anything that makes a ranker of itself for a domain: a model with its processor, a pipeline."""
 
-    def ranker(self, domain: Domain, split: Split | None, zero_shot: bool) -> Ranker:
-        """Returns the ranker; in zero-shot runs `split` is None and the domain holds no interactions."""
+    def ranker(self, domain: Domain, split: Split | None, zero_shot: bool, exclude_seen: bool) -> Ranker:
+        """Returns the ranker; in zero-shot runs `split` is None and the domain holds no interactions.
+
+        With `exclude_seen` a model that searches need not find what a history holds.
+        """
         ...
 
 
@@ -86,7 +89,7 @@ def evaluate(
     trained = SASRecRanker.from_folder(sasrec, domain.catalog) if isinstance(sasrec, str | Path) else sasrec
     rankers: dict[str, Ranker] = {}
     if model is not None:
-        rankers["model"] = _ranker_of(model, domain, split, zero_shot)
+        rankers["model"] = _ranker_of(model, domain, split, zero_shot, exclude_seen)
     if baselines or model is None:
         vectors = _vectors(domain.catalog) if vectors is None else vectors
         rankers |= baseline_rankers(split, vectors, repeat_last=not exclude_seen)
@@ -187,10 +190,10 @@ def _ask(cases: Cases, exclude_seen: bool) -> tuple[Cases, int]:
     return Cases(cases.users[rows], Sequences.of([cases.histories[row] for row in kept]), Sequences.of(targets)), repeats
 
 
-def _ranker_of(model: Ranker | Rankable, domain: Domain, split: Split, zero_shot: bool) -> Ranker:
+def _ranker_of(model: Ranker | Rankable, domain: Domain, split: Split, zero_shot: bool, exclude_seen: bool) -> Ranker:
     if isinstance(model, Rankable):
         bare = Domain(domain.catalog, [], Sequences.of([]))
-        return model.ranker(bare, None, True) if zero_shot else model.ranker(domain, split, False)
+        return model.ranker(bare, None, True, exclude_seen) if zero_shot else model.ranker(domain, split, False, exclude_seen)
     if isinstance(model, Ranker):
         return model
     raise ValueError(f"A {type(model).__name__} can't be evaluated: it has neither scores(histories) nor ranker(domain, split, zero_shot).")

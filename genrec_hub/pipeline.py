@@ -11,7 +11,6 @@ from transformers import AutoModel, AutoProcessor, Pipeline
 
 from .catalog import Catalog, Item
 from .history import History
-from .processing_setrec import index_of
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ class RecommendationPipeline(Pipeline):
                 known[:12],
                 self.catalog.fingerprint[:12],
             )
-        self._indexed: OrderedDict[str, tuple[Any, torch.Tensor]] = OrderedDict()
+        self._indexed: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
 
     @property
     def catalog(self) -> Catalog:
@@ -155,16 +154,15 @@ class RecommendationPipeline(Pipeline):
 
     def with_catalog(self, catalog: Catalog, progress: Progress | None = None) -> "RecommendationPipeline":
         """Returns a pipeline that recommends from another catalogue; it shares the weights."""
-        processor = self.processor.with_catalog(catalog, progress)
+        processor = self.processor.with_catalog(catalog, progress, self.model)
         return RecommendationPipeline(model=self.model, processor=processor, task=self.task, device=self.device)
 
-    def ranker(self, domain: Any, split: Any = None, zero_shot: bool = False) -> "DomainRanker":
+    def ranker(self, domain: Any, split: Any = None, zero_shot: bool = False, exclude_seen: bool = True) -> "DomainRanker":
         """Prepares the model for an evaluation on a domain: its own catalogue with everything it knows of it, any other by text alone."""
         processor = self.processor
         if zero_shot or domain.catalog.fingerprint != processor.catalog.fingerprint:
-            bare = type(processor)(None, None, processor.encoder, max_items=processor.max_items)
-            processor = bare.with_catalog(domain.catalog)
-        return DomainRanker(self.model, processor)
+            processor = processor.without_catalog().with_catalog(domain.catalog, model=self.model)
+        return DomainRanker(self.model, processor, exclude_seen)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Writes model and processor into one folder."""
@@ -174,13 +172,12 @@ class RecommendationPipeline(Pipeline):
     def _processor_for(self, catalog: Catalog | None) -> Any:
         return self.processor if catalog is None else self._index(catalog)[0]
 
-    def _index(self, catalog: Catalog | None) -> tuple[Any, torch.Tensor]:
+    def _index(self, catalog: Catalog | None) -> tuple[Any, Any]:
         """The processor and index of a catalogue; the last few are kept."""
         key = (catalog or self.catalog).fingerprint
         if key not in self._indexed:
-            processor = self.processor if catalog is None else self.processor.with_catalog(catalog)
-            index = index_of(self.model, processor.features)
-            self._indexed[key] = (processor, index)
+            processor = self.processor if catalog is None else self.processor.with_catalog(catalog, model=self.model)
+            self._indexed[key] = (processor, processor.index(self.model))
             while len(self._indexed) > KEPT_CATALOGS:
                 self._indexed.popitem(last=False)
         self._indexed.move_to_end(key)
@@ -190,10 +187,10 @@ class RecommendationPipeline(Pipeline):
 class DomainRanker:
     """Scores a domain's whole catalogue for histories of rows, for evaluations."""
 
-    def __init__(self, model: Any, processor: Any) -> None:
-        self.model, self.features = model.eval(), processor.features
-        self.index = index_of(model, self.features)
+    def __init__(self, model: Any, processor: Any, exclude_seen: bool = True) -> None:
+        self.model, self.processor, self.exclude_seen = model.eval(), processor, exclude_seen
+        self.index = processor.index(model)
 
     def scores(self, histories: Sequence[Any]) -> torch.Tensor:
-        """Shape: B arrays of rows -> (B, V)."""
-        return self.model.score(histories, self.features, self.index)
+        """Scores of all items, -inf for those that a search did not find. Shape: B arrays of rows -> (B, V)."""
+        return self.processor.score(self.model, histories, self.index, self.exclude_seen)

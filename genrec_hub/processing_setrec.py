@@ -100,8 +100,18 @@ class SETRecProcessor(ProcessorMixin):
 
     # Catalogues
 
-    def with_catalog(self, catalog: Catalog, progress: Progress | None = None) -> "SETRecProcessor":
-        """Returns a processor for another catalogue: zero-shot, without CF vectors, with a centre of its own."""
+    def without_catalog(self) -> "SETRecProcessor":
+        """Returns a processor that knows no items."""
+        return SETRecProcessor(None, None, self.encoder, max_items=self.max_items)
+
+    def with_catalog(self, catalog: Catalog, progress: Progress | None = None, model: SETRecModel | None = None) -> "SETRecProcessor":
+        """Returns a processor for another catalogue: zero-shot, without CF vectors, with a centre of its own.
+
+        Args:
+            catalog: the items.
+            progress: called with (done, total) while texts are encoded.
+            model: not needed; systems whose identifiers a model writes need theirs.
+        """
         if catalog.fingerprint == self.catalog.fingerprint:
             return self
         if self._features is not None and "cf" in self._features:
@@ -112,7 +122,7 @@ class SETRecProcessor(ProcessorMixin):
             )
         return SETRecProcessor(catalog, None, self.encoder, max_items=self.max_items, progress=progress)
 
-    def add_items(self, items: Iterable[Item], progress: Progress | None = None) -> "SETRecProcessor":
+    def add_items(self, items: Iterable[Item], progress: Progress | None = None, model: SETRecModel | None = None) -> "SETRecProcessor":
         """Returns a processor whose catalogue has the items appended; nothing of the old items changes, the centre stays."""
         fresh = list(items)
         old = self._arrays()
@@ -162,6 +172,17 @@ class SETRecProcessor(ProcessorMixin):
 
     # Recommendations
 
+    def index(self, model: SETRecModel) -> torch.Tensor:
+        """What recommendations are looked up in, on the model's device. Shape: -> (V, W)."""
+        there = {name: values.to(model.device) for name, values in self.features.items()}
+        return model.index(there["semantic"], there.get("cf"), there.get("has_cf"))
+
+    def score(
+        self, model: SETRecModel, histories: Sequence[np.ndarray], index: torch.Tensor | None = None, exclude_seen: bool = True
+    ) -> torch.Tensor:
+        """Scores all items for histories given as rows; whoever ranks them leaves out what was seen. Shape: B -> (B, V)."""
+        return model.score(histories, self.features, self.index(model) if index is None else index)
+
     @torch.inference_mode()
     def recommend(
         self,
@@ -181,7 +202,7 @@ class SETRecProcessor(ProcessorMixin):
             top: recommendations per history; fewer when the catalogue has fewer to offer.
             exclude_seen: leave out items of the history.
             department: only items of this department.
-            index: `model.index(**processor.features)`, when it is known.
+            index: `processor.index(model)`, when it is known.
             explain: say which history item contributed most.
 
         Raises:
@@ -194,9 +215,11 @@ class SETRecProcessor(ProcessorMixin):
         read = [own[-self.max_items :] for own in whole]
         inputs = self(read).to(model.device)
         generated = model(**inputs).tokens[:, 0]
-        index = index_of(model, features) if index is None else index
+        index = self.index(model) if index is None else index
         seen = [[row for row in own.rows if row is not None] if exclude_seen else [] for own in whole]
-        _, rows = top_k(model.ground(generated), index, min(top, len(self.catalog)), seen, self._allowed(department))
+        mask = self.catalog.in_department(department)
+        allowed = None if mask is None else torch.from_numpy(mask)
+        _, rows = top_k(model.ground(generated), index, min(top, len(self.catalog)), seen, allowed)
         answers: list[list[Recommendation]] = []
         for number, own in enumerate(read):
             shown = rows[number][rows[number] >= 0]
@@ -215,16 +238,6 @@ class SETRecProcessor(ProcessorMixin):
                 ]
             )
         return answers
-
-    def _allowed(self, department: str | None) -> torch.Tensor | None:
-        if not department:
-            return None
-        allowed = torch.tensor([item.department.casefold() == department.casefold() for item in self.catalog])
-        if not allowed.any():
-            raise ValueError(
-                f"No item is of the department {department!r}; there are: {', '.join(self.catalog.departments[:20]) or 'none'}."
-            )
-        return allowed
 
     def _because(
         self, model: SETRecModel, own: History, inputs: Mapping[str, torch.Tensor], shown: dict[str, torch.Tensor], scores: torch.Tensor
@@ -361,12 +374,6 @@ class SETRecProcessor(ProcessorMixin):
         inside = folder / str(card["encoder"])
         encoder = str(inside) if inside.is_dir() else str(card["encoder"])
         return cls(catalog, features, encoder, card["max_tokens"], card["max_items"])
-
-
-def index_of(model: SETRecModel, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The model's index of a catalogue, on the model's device. Shape: features over V items -> (V, W)."""
-    there = {name: values.to(model.device) for name, values in features.items()}
-    return model.index(there["semantic"], there.get("cf"), there.get("has_cf"))
 
 
 def _folder(name: str | Path, kwargs: Mapping[str, Any]) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen3Config, set_seed
+from transformers import Qwen3Config, TrainingArguments, set_seed
 
 from .configuration_sasrec import SASRecConfig
 from .configuration_setrec import SETRecConfig
@@ -59,6 +59,9 @@ class Settings:
         return Settings(**{**chosen, **given})
 
 
+DEFAULTS = Settings()
+
+
 def small_backbone(hidden: int = 64, layers: int = 2, dropout: float = 0.3) -> Qwen3Config:
     """A Qwen3 of small size, trained from scratch; its vocabulary is the one start token of the prompt."""
     heads = max(2, hidden // 32)
@@ -75,9 +78,7 @@ def small_backbone(hidden: int = 64, layers: int = 2, dropout: float = 0.3) -> Q
     )
 
 
-def train_sasrec(
-    domain: Domain, output: str | Path, settings: Settings = Settings(), resume: bool = False, **config: Any
-) -> dict[str, Any]:
+def train_sasrec(domain: Domain, output: str | Path, settings: Settings = DEFAULTS, resume: bool = False, **config: Any) -> dict[str, Any]:
     """Trains a SASRec on a domain's training sequences and saves it, best validation checkpoint first.
 
     Args:
@@ -92,12 +93,12 @@ def train_sasrec(
     """
     chosen = settings.or_else(epochs=24, batch=256, rate=2e-3, negatives=2048)
     split, size = domain.split(chosen.protocol), len(domain.catalog)
-    _refuse_empty(split.training)
+    refuse_empty(split.training)
     set_seed(chosen.seed)
     model = SASRecModel(SASRecConfig(**{"temperature": 0.1, **config}, num_items=size, catalog_fingerprint=domain.catalog.fingerprint))
     trainer = SASRecTrainer(
         model,
-        _arguments(output, chosen, split),
+        run_arguments(output, chosen, split),
         sequences=split.training,
         validation=split.validation if len(split.validation) else None,
         catalog_size=size,
@@ -110,7 +111,7 @@ def train_sasrec(
 def train_setrec(
     domain: Domain,
     output: str | Path,
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULTS,
     resume: bool = False,
     *,
     backbone: str | None = None,
@@ -149,7 +150,7 @@ def train_setrec(
         chosen = settings.or_else(epochs=20, batch=64, rate=1e-3 if config.get("lora") is None else 3e-4, negatives=1024)
     output, size = Path(output), len(domain.catalog)
     split = domain.split(chosen.protocol)
-    _refuse_empty(split.training)
+    refuse_empty(split.training)
     processor = SETRecProcessor(domain.catalog, encoder=encoder, max_items=config.get("max_items", 50), progress=progress)
     if cf:
         folder = Path(sasrec) if sasrec is not None else output / "cf"
@@ -183,7 +184,7 @@ def train_setrec(
         model = SETRecModel.from_backbone(backbone, **{**config, **own})
     trainer = SETRecTrainer(
         model,
-        _arguments(output, chosen, split, arguments),
+        run_arguments(output, chosen, split, arguments),
         features=features,
         sequences=split.training,
         validation=split.validation if len(split.validation) else None,
@@ -195,7 +196,8 @@ def train_setrec(
     return report
 
 
-def _arguments(output: str | Path, chosen: Settings, split: Split, more: dict[str, Any] | None = None) -> Any:
+def run_arguments(output: str | Path, chosen: Settings, split: Split, more: dict[str, Any] | None = None) -> TrainingArguments:
+    """The arguments of a run over a split's training sequences, whose checkpoints go to a folder in `output`."""
     assert chosen.epochs is not None
     assert chosen.batch is not None
     assert chosen.rate is not None
@@ -221,7 +223,8 @@ def _negatives(chosen: Settings, size: int) -> int:
     return 0 if size <= 2 * chosen.negatives else chosen.negatives
 
 
-def _refuse_empty(training: Sequences) -> None:
+def refuse_empty(training: Sequences) -> None:
+    """Raises a ValueError when no user has anything to learn from."""
     if not (training.lengths >= 2).any():
         raise ValueError(
             "No user has two training items, so there is nothing to learn from: give longer histories (three items each at the least)."
@@ -237,16 +240,21 @@ def _finish(trainer: NextItemTrainer, output: Path, chosen: Settings, resume: bo
     validation = trainer.rank_validation() if trainer.validation is not None else {}
     if trainer.is_world_process_zero():
         model.save_pretrained(output, state_dict=weights)
-    log = [entry for entry in trainer.state.log_history if "eval_ndcg@10" in entry]
     report = {
         "settings": asdict(chosen),
         "seconds": round(time.time() - start, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
         "validation": validation,
-        "curve": [{"epoch": entry["epoch"], "hr@10": entry["eval_hr@10"], "ndcg@10": entry["eval_ndcg@10"]} for entry in log],
+        "curve": curve_of(trainer),
         **more,
     }
     (output / REPORT).write_text(json.dumps(report, indent=2) + "\n")
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     return report
+
+
+def curve_of(trainer: NextItemTrainer) -> list[dict[str, float]]:
+    """The validations of a run, in order."""
+    log = [entry for entry in trainer.state.log_history if "eval_ndcg@10" in entry]
+    return [{"epoch": entry["epoch"], "hr@10": entry["eval_hr@10"], "ndcg@10": entry["eval_ndcg@10"]} for entry in log]

@@ -24,9 +24,6 @@ from .set_attention import pad_left
 
 logger = logging.getLogger(__name__)
 
-POSITIONS = 2560
-"""Positions (users x columns) whose graph is held at a time: a process on Beauty then stays at about 2 GiB."""
-
 
 class TrainingSequences(Dataset):  # type: ignore[type-arg]
     """The sequences that have something to learn, cut to their last `most` items. An entry is an array of rows."""
@@ -113,6 +110,8 @@ class NextItemTrainer(Trainer):
 
     opening = True
     """Whether the first item of a sequence is a target, to be told from nothing."""
+    positions = 2560
+    """Positions (users x columns) whose graph is held at a time: a process on Beauty then stays at about 2 GiB."""
 
     control: TrainerControl
 
@@ -166,7 +165,7 @@ class NextItemTrainer(Trainer):
     ) -> torch.Tensor:
         """Goes through a batch of long histories in parts, a backward each: the same gradient in memory that does not grow with length."""
         items, labels = inputs["items"], inputs["labels"]
-        size = max(1, POSITIONS // items.shape[1])
+        size = max(1, self.positions // items.shape[1])
         if len(items) <= size or self.args.world_size > 1 or num_items_in_batch is None:
             return super().training_step(model, inputs, num_items_in_batch)
         candidates = self.draw_candidates(labels)

@@ -17,13 +17,19 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3Config, T5Config
 
 from genrec_hub.catalog import Catalog, Item
+from genrec_hub.configuration_idgenrec import IDGenRecConfig
 from genrec_hub.configuration_setrec import SETRecConfig
 from genrec_hub.domain import Domain
+from genrec_hub.identifiers import assign_identifiers
+from genrec_hub.modeling_idgenrec import IDGenRecModel
 from genrec_hub.modeling_setrec import SETRecModel
+from genrec_hub.phrases import generator_text, salient_words
+from genrec_hub.processing_idgenrec import IDGenRecProcessor
 from genrec_hub.processing_setrec import SETRecProcessor
+from genrec_hub.recipes_idgenrec import small_tokenizer
 from genrec_hub.semantic import TextEncoder
 from genrec_hub.text import words
 
@@ -140,3 +146,53 @@ def tiny_setrec() -> Callable[..., SETRecModel]:
         return model
 
     return _tiny_setrec
+
+
+@pytest.fixture(scope="session")
+def id_processor(shop: Catalog) -> Callable[..., IDGenRecProcessor]:
+    """(prompt, encoder) -> the shop with its salient words as IDs, and a tokenizer made of its own text."""
+    phrases = salient_words(shop)
+    texts = [generator_text(item) for item in shop]
+    tokenizer = small_tokenizer([*texts, *phrases], 400)
+    said = dict(zip(texts, phrases, strict=True))
+    identifiers = assign_identifiers(
+        shop,
+        lambda texts, penalty, length: [[said[text]] for text in texts],
+        lambda text: tokenizer.encode(text, add_special_tokens=False),
+        generator="phrases",
+        catalog=shop.fingerprint,
+    )
+
+    def _id_processor(prompt: str = "packed", encoder: bool = False) -> IDGenRecProcessor:
+        return IDGenRecProcessor(tokenizer, shop, identifiers, prompt, encoder, max_items=8, max_text=32)
+
+    return _id_processor
+
+
+@pytest.fixture(scope="session")
+def tiny_idgenrec(id_processor: Callable[..., IDGenRecProcessor]) -> Callable[..., IDGenRecModel]:
+    """(recommender, generator, attention, seed) -> an IDGenRec of two layers each in evaluation mode, parameters away from their start."""
+    words = len(id_processor().tokenizer)
+
+    def config(kind: str) -> Any:
+        special = {"vocab_size": words, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        if kind == "t5":
+            size = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2}
+            return T5Config(**special, **size, decoder_start_token_id=0, dropout_rate=0.0)
+        size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+        kinds = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig, "gemma3": Gemma3TextConfig}
+        more = {} if kind in ("qwen2", "llama") else {"head_dim": 16}
+        return kinds[kind](**special, **size, **more, max_position_embeddings=512, tie_word_embeddings=True)
+
+    def _tiny_idgenrec(
+        recommender: str = "qwen3", generator: str = "t5", attention: str = "sdpa", seed: int = 0, **own: Any
+    ) -> IDGenRecModel:
+        torch.manual_seed(seed)
+        settings = IDGenRecConfig(text_config=config(recommender), generator_config=config(generator), beams=10, groups=4, **own)
+        model = IDGenRecModel._from_config(settings, attn_implementation=attention).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        return model
+
+    return _tiny_idgenrec

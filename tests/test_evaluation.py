@@ -53,7 +53,7 @@ class Whole:
     def __init__(self, size: int) -> None:
         self.size, self.given = size, None
 
-    def ranker(self, domain: Domain, split: Split | None, zero_shot: bool) -> Ranker:
+    def ranker(self, domain: Domain, split: Split | None, zero_shot: bool, exclude_seen: bool) -> Ranker:
         self.given = (domain, split, zero_shot)
         return Fixed([0.0] * self.size)
 

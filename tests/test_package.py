@@ -14,8 +14,9 @@ PACKAGE = Path(genrec_hub.__file__).parent
 ORDER = """
 text tables titles catalog history domain metrics semantic trie beam_search phrases identifiers set_attention grounding backbones
 configuration_sasrec modeling_sasrec configuration_setrec modeling_setrec processing_setrec
-configuration_idgenrec modeling_idgenrec processing_idgenrec
-pipeline training recipes baselines evaluation hub cli __main__ demo_texts demo_uploads demo_cards demo_models demo_theme demo
+prompts configuration_idgenrec modeling_idgenrec processing_idgenrec
+pipeline training recipes training_idgenrec recipes_idgenrec baselines evaluation hub cli __main__
+demo_texts demo_uploads demo_cards demo_models demo_theme demo
 """.split()  # noqa: SIM905 - one room a line would be a page
 LATE = {"cli": {"demo"}}
 """Further down in the list, but imported inside a function: the command line opens the demo."""

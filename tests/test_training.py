@@ -268,7 +268,7 @@ def test_long_histories_in_parts_have_the_gradient_of_the_whole(trainer, kind, m
     """A batch beyond the budget goes through in parts, against the candidates of the whole batch."""
     gradients = []
     for positions in (10**6, 20):
-        monkeypatch.setattr("genrec_hub.training.POSITIONS", positions)
+        monkeypatch.setattr("genrec_hub.training.NextItemTrainer.positions", positions)
         subject = trainer(kind, config={"dropout": 0.0, **({"alpha": 0.0} if kind == "setrec" else {})})
         subject.create_optimizer()
         batch = subject.data_collator([split.training[user][-8:] for user in range(9)])

@@ -1,0 +1,41 @@
+"""IDGenRecConfig: hyper-parameters of IDGenRec, with the configurations of its two language models nested in it."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+class IDGenRecConfig(PreTrainedConfig):
+    """Hyper-parameters of `IDGenRecModel`; what its prompts look like is `IDGenRecProcessor`'s.
+
+    Args:
+        text_config: configuration of the recommender: a decoder-only model (Qwen3, Llama, ...) or one of the T5 family.
+        generator_config: configuration of the ID generator, of either kind as well.
+        max_length: most tokens of a written ID in the first rounds, its end included (Algorithm 1 counts the start token as well).
+        groups: candidates that the generator writes for an item.
+        beams: width of the recommender's beam search.
+        length_penalty: exponent of an ID's length in its score: 0 = log-probability, 1 = its mean per token (the published code). Picked
+            on validation data.
+        catalog_fingerprint: the catalogue that validation choices belong to; "" = any.
+    """
+
+    model_type = "idgenrec"
+    sub_configs_defaults = {  # noqa: RUF012
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen3"),
+        "generator_config": SubConfigSpec(config_class=AutoConfig, model_type="t5"),
+    }
+
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    generator_config: dict[str, Any] | PreTrainedConfig | None = None
+    max_length: int = 10
+    groups: int = 10
+    beams: int = 20
+    length_penalty: float = 1.0
+    catalog_fingerprint: str = ""
+    tie_word_embeddings: bool = False
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the recommender reads the history in an encoder and answers in a decoder."""
+        return bool(getattr(self.text_config, "is_encoder_decoder", False))

@@ -1,0 +1,402 @@
+"""IDGenRecProcessor: the tokenizer, the catalogue and its textual IDs that travel with an IDGenRec checkpoint.
+
+IDs are a sidecar, not weights: another catalogue gets IDs of its own from the same generator, a larger one keeps those it has.
+
+Dims: B batch · S prompt tokens · V catalogue size · L items in a history · K shown items.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from .beam_search import score_all
+from .catalog import Catalog, Item, Recommendation
+from .history import History
+from .identifiers import Identifiers, assign_identifiers
+from .modeling_idgenrec import IDGenRecModel
+from .phrases import clean_words, generator_text
+from .prompts import PromptWriter, pad_prompts, pad_tokens
+from .trie import Trie
+
+FORMAT_VERSION = 1
+WRITTEN_AT_ONCE = 128
+"""Texts whose IDs are written in one batch."""
+TYPED_WORDS = 6
+"""Words of a typed line that stand for an ID where no generator is at hand."""
+
+Progress = Callable[[int, int], None]
+Lines = str | Iterable[str | Item | Mapping[str, object]]
+
+
+class IDGenRecProcessor(ProcessorMixin):
+    """Turns histories into prompts and generated IDs into recommendations.
+
+    Args:
+        tokenizer: of both language models.
+        catalog: the items that can be recommended; may be empty (then a catalogue is given at call time).
+        identifiers: their IDs; see `with_catalog` for how a catalogue gets them.
+        prompt: what the recommender reads: "packed", "item", "user" or "both"; see `PromptWriter`.
+        encoder: whether the recommender reads prompts in an encoder (T5).
+        max_items: items of a history that are read, the last ones.
+        max_text: tokens of an item's text that the generator reads.
+
+    Raises:
+        ValueError: when the identifiers are not those of the catalogue.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        catalog: Catalog | None = None,
+        identifiers: Identifiers | None = None,
+        prompt: str = "packed",
+        encoder: bool = False,
+        max_items: int = 20,
+        max_text: int = 256,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.catalog = Catalog(()) if catalog is None else catalog
+        self.max_items, self.max_text = max_items, max_text
+        self.prompts = PromptWriter(tokenizer, prompt, encoder)
+        self.encoder = encoder
+        self._identifiers = identifiers
+        if identifiers is not None and identifiers.item_ids != self.catalog.ids:
+            raise ValueError(f"The identifiers are those of {len(identifiers)} other items than the catalogue's {len(self.catalog)}.")
+
+    def __repr__(self) -> str:
+        return f"IDGenRecProcessor({self.catalog!r}, {self._identifiers!r})"
+
+    @property
+    def identifiers(self) -> Identifiers:
+        """The IDs of the catalogue, row by row."""
+        if self._identifiers is None:
+            raise ValueError("This checkpoint carries no catalogue: give one, for instance catalog=Catalog.from_file('items.csv').")
+        return self._identifiers
+
+    @property
+    def without_ids(self) -> bool:
+        """Whether no catalogue has been given IDs yet."""
+        return self._identifiers is None
+
+    @cached_property
+    def trie(self) -> Trie:
+        """The prefix tree of the catalogue's IDs."""
+        return Trie.build(self._tokens, self.eos)
+
+    @cached_property
+    def _tokens(self) -> list[list[int]]:
+        return [own.tolist() for own in self.identifiers.tokens]
+
+    def _like(self, catalog: Catalog | None, identifiers: Identifiers | None) -> "IDGenRecProcessor":
+        return IDGenRecProcessor(self.tokenizer, catalog, identifiers, self.prompts.kind, self.encoder, self.max_items, self.max_text)
+
+    # Catalogues
+
+    def without_catalog(self) -> "IDGenRecProcessor":
+        """Returns a processor that knows no items."""
+        return self._like(None, None)
+
+    def with_catalog(self, catalog: Catalog, progress: Progress | None = None, model: IDGenRecModel | None = None) -> "IDGenRecProcessor":
+        """Returns a processor for another catalogue, whose IDs the model's generator writes (Algorithm 1): zero-shot.
+
+        Raises:
+            ValueError: when no model is given.
+        """
+        if catalog.fingerprint == self.catalog.fingerprint and self._identifiers is not None:
+            return self
+        return self._like(catalog, self._assigned(catalog, None, progress, model))
+
+    def add_items(self, items: Iterable[Item], progress: Progress | None = None, model: IDGenRecModel | None = None) -> "IDGenRecProcessor":
+        """Returns a processor whose catalogue has the items appended; the IDs of the old items stay as they are."""
+        catalog = self.catalog.add(items)
+        return self._like(catalog, self._assigned(catalog, self._identifiers, progress, model))
+
+    def _assigned(self, catalog: Catalog, old: Identifiers | None, progress: Progress | None, model: IDGenRecModel | None) -> Identifiers:
+        if model is None:
+            raise ValueError("IDs are written by the model's generator: pass the model as well, model=... .")
+        return assign_identifiers(
+            catalog,
+            partial(self.write, model),
+            partial(self.tokenizer.encode, add_special_tokens=False),
+            generator=old.fingerprint if old is not None else model.fingerprint,
+            old=old,
+            catalog=catalog.fingerprint,
+            unknown=self.tokenizer.unk_token_id,
+            progress=progress,
+        )
+
+    @torch.inference_mode()
+    def write(
+        self, model: IDGenRecModel, texts: Sequence[str], penalty: float = 1.0, min_length: int = 1, groups: int | None = None
+    ) -> list[list[str]]:
+        """The generator's ID candidates for each text, best first; texts of like length share a batch."""
+        tokens = self.text_tokens(texts)
+        found: list[list[str]] = [[]] * len(texts)
+        order = sorted(range(len(texts)), key=lambda row: len(tokens[row]))
+        for start in range(0, len(order), WRITTEN_AT_ONCE):
+            rows = order[start : start + WRITTEN_AT_ONCE]
+            ids, mask = pad_tokens([tokens[row] for row in rows], self.pad, left=True)
+            inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+            candidates = model.write(inputs, penalty, min_length, groups)
+            for row, own in zip(rows, candidates.tokens.tolist(), strict=True):
+                found[row] = [clean_words(text) for text in self.tokenizer.batch_decode(own, skip_special_tokens=True)]
+        return found
+
+    def text_tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of texts as the generator reads them, ended by the end token."""
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=self.max_text - 1)["input_ids"]
+        return [[*own, self.eos] for own in encoded] if len(texts) else []
+
+    @property
+    def eos(self) -> int:
+        """The token that ends an ID."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def pad(self) -> int:
+        """The token that fills up."""
+        return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id)
+
+    # Histories
+
+    def read(self, history: Lines | History) -> History:
+        """Reads a history against the catalogue; see `History.read`."""
+        return history if isinstance(history, History) else History.read(history, self.catalog)
+
+    def __call__(
+        self, histories: Sequence[Lines | History], return_tensors: str = "pt", model: IDGenRecModel | None = None
+    ) -> BatchFeature:
+        """Makes prompts from histories, padded on the left.
+
+        Args:
+            histories: lines of text, items, or read histories.
+            return_tensors: as in transformers.
+            model: whose generator writes IDs for lines that are no items of the catalogue, and user IDs; without it such a line's own words
+                stand for an ID.
+
+        Shape: B histories -> input_ids, attention_mask (B, S).
+        """
+        if isinstance(histories, str):
+            raise TypeError("The processor takes a list of histories: wrap the one history in a list.")
+        own = self.history_tokens([self.read(history) for history in histories], model)
+        return BatchFeature(dict(self.inputs(own, model)), tensor_type=return_tensors)
+
+    def history_tokens(self, histories: Sequence[History], model: IDGenRecModel | None = None) -> list[list[list[int]]]:
+        """The ID tokens of each history's last items; those of typed items are written on the spot."""
+        cut = [history[-self.max_items :] for history in histories]
+        typed = list(dict.fromkeys(generator_text(match.item) for own in cut for match in own.matches if match.row is None))
+        if model is None or not typed:
+            texts = [clean_words(text, TYPED_WORDS) for text in typed]
+        else:
+            texts = [candidates[0] for candidates in self.write(model, typed, groups=1)]
+        words = {text: self._known(written) or self._known(clean_words(text)) for text, written in zip(typed, texts, strict=True)}
+        return [
+            [words[generator_text(match.item)] if match.row is None else self._tokens[match.row] for match in own.matches] for own in cut
+        ]
+
+    def _known(self, text: str) -> list[int]:
+        return [token for token in self.tokenizer.encode(text, add_special_tokens=False) if token != self.tokenizer.unk_token_id]
+
+    def inputs(self, histories: Sequence[Sequence[Sequence[int]]], model: IDGenRecModel | None = None) -> dict[str, torch.Tensor]:
+        """Prompts of histories given as ID tokens. Shape: B histories -> input_ids, attention_mask (B, S)."""
+        users: list[list[int]] = self.user_tokens(histories, model) if self.prompts.needs_user else [[]] * len(histories)
+        cut = [history[-self.max_items :] for history in histories]
+        return pad_prompts([self.prompts.write(own, user) for own, user in zip(cut, users, strict=True)], self.pad)
+
+    def user_tokens(self, histories: Sequence[Sequence[Sequence[int]]], model: IDGenRecModel | None) -> list[list[int]]:
+        """The ID of each user: what the generator writes about the IDs of this very history, so nothing after it can be known.
+
+        Differs: the published user IDs are written about the whole sequence, target included, and are unique over the users.
+        """
+        if model is None:
+            raise ValueError(f'Prompts of the kind "{self.prompts.kind}" name a user ID, which the model writes: pass model=... .')
+        texts = [self.tokenizer.decode([token for own in history for token in own]).strip() or "new" for history in histories]
+        distinct = list(dict.fromkeys(texts))
+        written = dict(zip(distinct, (found[0] for found in self.write(model, distinct, groups=1)), strict=True))
+        return [self._known(written[text]) for text in texts]
+
+    # Recommendations
+
+    def index(self, model: IDGenRecModel) -> Trie:
+        """What recommendations are looked up in."""
+        return self.trie
+
+    @torch.inference_mode()
+    def recommend(
+        self,
+        model: IDGenRecModel,
+        histories: Sequence[Lines | History],
+        top: int = 10,
+        exclude_seen: bool = True,
+        department: str | None = None,
+        index: Trie | None = None,
+        explain: bool = True,
+    ) -> list[list[Recommendation]]:
+        """Recommends items for each history.
+
+        Args:
+            model: the model in evaluation mode.
+            histories: lines of text, items, or read histories.
+            top: recommendations per history; fewer when the catalogue has fewer to offer.
+            exclude_seen: leave out items of the history.
+            department: only items of this department.
+            index: `processor.index(model)`, when it is known.
+            explain: say which history item contributed most.
+
+        Raises:
+            ValueError: when no item is of the department; the sentence names those there are.
+        """
+        if top < 1:
+            raise ValueError(f"top_k is {top}: ask for at least one recommendation.")
+        trie = self.trie if index is None else index
+        read = [self.read(history) for history in histories]
+        own = self.history_tokens(read, model)
+        seen = [[row for row in history.rows if row is not None] for history in read] if exclude_seen else None
+        mask = self.catalog.in_department(department)
+        allowed = None if mask is None else torch.from_numpy(mask)
+        found = model.recommend(self._at(model, own), trie, max(top, model.config.beams), allowed, seen)
+        answers: list[list[Recommendation]] = []
+        for number, history in enumerate(read):
+            rows = [row for row in found.rows[number, :top].tolist() if row >= 0]
+            reasons = self._because(model, history[-self.max_items :], own[number], rows) if explain else [None] * len(rows)
+            answers.append(
+                [
+                    Recommendation(self.catalog[row], score, place + 1, self._identifier(row, self._logprob(model, row, score)), reason)
+                    for place, (row, score, reason) in enumerate(zip(rows, found.scores[number].tolist(), reasons, strict=False))
+                ]
+            )
+        return answers
+
+    @torch.inference_mode()
+    def beams(self, model: IDGenRecModel, history: Lines | History, beams: int = 20, exclude_seen: bool = True) -> list[dict[str, object]]:
+        """The IDs that the search ended with, best first: text, logprob, and the item.
+
+        Args:
+            model: the model in evaluation mode.
+            history: lines of text, items, or a read history.
+            beams: width of the search.
+            exclude_seen: leave out items of the history.
+        """
+        read = self.read(history)
+        seen = [[row for row in read.rows if row is not None]] if exclude_seen else None
+        found = model.recommend(self._at(model, self.history_tokens([read], model)), self.trie, beams, None, seen)
+        return [
+            {**self._identifier(row, self._logprob(model, row, score)), "item": self.catalog[row].to_dict()}
+            for row, score in zip(found.rows[0].tolist(), found.scores[0].tolist(), strict=True)
+            if row >= 0
+        ]
+
+    @torch.no_grad()
+    def score(
+        self, model: IDGenRecModel, histories: Sequence[np.ndarray], index: Trie | None = None, exclude_seen: bool = True
+    ) -> torch.Tensor:
+        """Scores of the items that a beam search finds for histories given as rows; -inf for all others. Shape: B -> (B, V)."""
+        trie = self.trie if index is None else index
+        scores = torch.full((len(histories), len(self.catalog)), -torch.inf)
+        # Prompts of like length share a batch.
+        order = sorted(range(len(histories)), key=lambda row: len(histories[row]))
+        for start in range(0, len(order), 32):
+            rows = order[start : start + 32]
+            own = [[self._tokens[item] for item in histories[row][-self.max_items :]] for row in rows]
+            seen = [np.unique(histories[row]).tolist() for row in rows] if exclude_seen else None
+            found = model.recommend(self._at(model, own), trie, None, None, seen)
+            real = found.rows >= 0
+            place = torch.tensor(rows)[:, None].expand_as(found.rows)[real.cpu()]
+            scores[place, found.rows[real].cpu()] = found.scores[real].float().cpu()
+        return scores
+
+    def _at(self, model: IDGenRecModel, histories: Sequence[Sequence[Sequence[int]]]) -> dict[str, torch.Tensor]:
+        return {name: values.to(model.device) for name, values in self.inputs(histories, model).items()}
+
+    def _because(
+        self, model: IDGenRecModel, history: History, own: Sequence[Sequence[int]], rows: Sequence[int]
+    ) -> list[dict[str, object] | None]:
+        """Leaves out one history item at a time, in one batch; its share is its part of the fall of the score."""
+        if not len(history) or not rows:
+            return [None] * len(rows)
+        shown = Trie.build([self._tokens[row] for row in rows], self.eos)
+        histories = [own, *([*own[:place], *own[place + 1 :]] for place in range(len(own)))]
+        scores = score_all(model.recommender, self._at(model, histories), shown, length_penalty=model.config.length_penalty)
+        falls = (scores[:1] - scores[1:]).clamp(min=0)
+        shares = falls / falls.sum(0).clamp(min=1e-12)
+        best = shares.argmax(0).tolist()
+        return [
+            {"item": history[place].to_dict(), "share": float(shares[place, k])} if float(shares[place, k]) > 0 else None
+            for k, place in enumerate(best)
+        ]
+
+    # Identifiers
+
+    def identify(self, model: IDGenRecModel, progress: Progress | None = None) -> list[dict[str, object]]:
+        """The ID of every item (it has a probability only for a user)."""
+        rows: list[dict[str, object]] = [
+            {"item_id": item.item_id, "title": item.title, "identifier": self._identifier(row, None)}
+            for row, item in enumerate(self.catalog)
+        ]
+        if progress is not None:
+            progress(len(rows), len(rows))
+        return rows
+
+    def _identifier(self, row: int, logprob: float | None) -> dict[str, object]:
+        text, tokens = self.identifiers[row]
+        return {"text": text, "tokens": [self.tokenizer.decode([token]).strip() for token in tokens], "logprob": logprob}
+
+    def _logprob(self, model: IDGenRecModel, row: int, score: float) -> float:
+        """The log-probability that a score was made of."""
+        return float(score * (len(self._tokens[row]) + 1) ** model.config.length_penalty)
+
+    # Folders
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Writes `processor_config.json`, the tokenizer and `catalog/` (items, IDs, fingerprint). Returns the paths."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        card = {
+            "processor_class": type(self).__name__,
+            "format_version": FORMAT_VERSION,
+            "prompt": self.prompts.kind,
+            "encoder": self.encoder,
+            "max_items": self.max_items,
+            "max_text": self.max_text,
+        }
+        if self._auto_class is not None:
+            from transformers.dynamic_module_utils import custom_object_save
+
+            custom_object_save(self, folder, config=card)
+        (folder / "processor_config.json").write_text(json.dumps(card, indent=2) + "\n")
+        written = [folder / "processor_config.json", *map(Path, self.tokenizer.save_pretrained(folder))]
+        if self._identifiers is not None:
+            self.catalog.save(folder / "catalog")
+            self._identifiers.save(folder / "catalog")
+            written += sorted((folder / "catalog").iterdir())
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+        return [str(path) for path in written]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "IDGenRecProcessor":
+        """Reads a processor from a folder or a Hub repository.
+
+        Raises:
+            FileNotFoundError: when there is no processor.
+            ValueError: when the format is newer than this package, or catalogue and IDs do not belong together.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        card = json.loads((folder / "processor_config.json").read_text())
+        catalog, identifiers = None, None
+        if (folder / "catalog" / "catalog.json").is_file():
+            catalog = Catalog.load(folder / "catalog")
+            identifiers = Identifiers.load(folder / "catalog")
+            if identifiers.catalog != catalog.fingerprint:
+                raise ValueError(
+                    f"The identifiers of {pretrained_model_name_or_path} belong to the catalogue {identifiers.catalog[:12]}, its items are "
+                    f"{catalog.fingerprint[:12]}: copy the folder again or index the catalogue anew."
+                )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return cls(tokenizer, catalog, identifiers, card["prompt"], card["encoder"], card["max_items"], card["max_text"])

@@ -1,0 +1,221 @@
+"""Training of IDGenRec's two parts: a generator that learns to write IDs, a recommender that learns to continue histories of IDs, in turns.
+
+Source: IDGenRec section 3.4 (alternate training).
+Differs: true softmax mixing, no loss on padding, histories and user IDs made of what precedes the target only, gradients that are averaged
+over processes (all forwards go through the wrapped model), the round chosen on validation data.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+
+from .modeling_idgenrec import IDGenRecModel
+from .phrases import generator_text
+from .processing_idgenrec import IDGenRecProcessor
+from .prompts import labels_of, pad_prompts, pad_tokens, soft_places
+from .training import LengthBucketSampler, NextItemTrainer, collate
+
+READ_BY_GENERATOR = 10
+"""History items whose IDs are soft in the generator's phase (IDGenRec: half of the history)."""
+
+
+class WriterTrainer(Trainer):
+    """Teaches the generator to write given words about texts, before any interaction is seen.
+
+    Args:
+        texts: tokens of what the generator reads.
+        phrases: tokens of what it should write, without their end.
+        processor: whose tokenizer pads.
+    """
+
+    def __init__(
+        self,
+        model: IDGenRecModel,
+        args: TrainingArguments,
+        texts: Sequence[Sequence[int]],
+        phrases: Sequence[Sequence[int]],
+        processor: IDGenRecProcessor,
+        **more: Any,
+    ) -> None:
+        self.eos, self.pad = processor.eos, processor.pad
+        data = _Pairs(texts, phrases)
+        super().__init__(model.train_only("generator"), args, train_dataset=data, data_collator=self._collate, **more)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBucketSampler:  # type: ignore[type-arg]
+        data: Any = self.train_dataset if train_dataset is None else train_dataset
+        lengths = np.array([len(text) for text in data.texts])
+        return LengthBucketSampler(lengths, self.args.train_batch_size * self.args.world_size, self.args.seed)
+
+    def _collate(self, pairs: list[tuple[Sequence[int], Sequence[int]]]) -> dict[str, torch.Tensor]:
+        ids, mask = pad_tokens([text for text, _ in pairs], self.pad, left=True)
+        return {"text_ids": ids, "text_mask": mask, "labels": labels_of([phrase for _, phrase in pairs], self.eos)}
+
+
+class _Pairs(Dataset):  # type: ignore[type-arg]
+    def __init__(self, texts: Sequence[Sequence[int]], phrases: Sequence[Sequence[int]]) -> None:
+        self.texts, self.phrases = texts, phrases
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, row: int) -> tuple[Sequence[int], Sequence[int]]:
+        return self.texts[row], self.phrases[row]
+
+
+class IDGenRecTrainer(NextItemTrainer):
+    """What the two phases share: IDs of rows, ranked validation by beam search.
+
+    Args:
+        processor: the catalogue with its IDs.
+        validation_processor: that of the validation cases' catalogue, when it is another one.
+    """
+
+    model: IDGenRecModel
+    part = "recommender"
+    positions = 512
+
+    def __init__(
+        self,
+        model: IDGenRecModel,
+        args: TrainingArguments,
+        *,
+        processor: IDGenRecProcessor,
+        validation_processor: IDGenRecProcessor | None = None,
+        **more: Any,
+    ) -> None:
+        self.processor, self.validation_processor = processor, validation_processor or processor
+        self.tokens = [own.tolist() for own in processor.identifiers.tokens]
+        self.mean = float(np.mean([len(own) + 1 for own in self.tokens]))
+        super().__init__(
+            model.train_only(self.part), args, catalog_size=len(self.tokens), negatives=0, max_items=processor.max_items, **more
+        )
+
+    def draw_candidates(self, labels: torch.Tensor) -> torch.Tensor:
+        """A language model contrasts a token with all tokens: no items are drawn. Shape: -> (0,)."""
+        return labels.new_zeros(0)
+
+    def scores(self, histories: Sequence[np.ndarray]) -> torch.Tensor:
+        """Shape: B histories -> (B, V), -inf where the beam search found nothing."""
+        return self.validation_processor.score(self.model, histories)
+
+    def choose_length_penalty(self, grid: Sequence[float] = (0.0, 0.5, 1.0)) -> dict[float, float]:
+        """Sets `config.length_penalty` to the best of a grid by validation NDCG@10. Returns penalty -> NDCG@10."""
+        found = {}
+        for penalty in grid:
+            self.model.config.length_penalty = penalty
+            found[penalty] = self.rank_validation()["ndcg@10"]
+        self.model.config.length_penalty = max(found, key=lambda penalty: found[penalty])
+        return found
+
+    def draw(self, sequence: np.ndarray) -> np.random.Generator:
+        """Randomness that is a function of seed, step and sequence alone, whatever the process or the part of the batch."""
+        return np.random.default_rng((self.args.seed, self.state.global_step, *sequence[:4].tolist()))
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Makes the phase's prompts of a batch of rows and runs the model; the loss is the mean over the label tokens of an average ID."""
+        batch = self.prompts(inputs["items"], inputs["labels"])
+        count = num_items_in_batch if num_items_in_batch is not None else int((inputs["labels"] >= 0).sum())
+        output = model(**{name: values.to(self.args.device) for name, values in batch.items()}, num_items_in_batch=count * self.mean)
+        loss = output.loss * (self.args.world_size if num_items_in_batch is not None else 1)
+        return (loss, output) if return_outputs else loss
+
+    def prompts(self, items: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Shape: items (B, L) rows with -1 for padding, labels (B, L) -> the arguments of `IDGenRecModel.forward`."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its model reads.")
+
+
+class PackedRecommenderTrainer(IDGenRecTrainer):
+    """Trains a decoder-only recommender on every item of a history in one forward: the IDs follow each other, each ended."""
+
+    def prompts(self, items: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The start token is the prompt, all IDs are its continuation. Shape: items (B, L) -> B prompts of one token."""
+        eos, start = self.processor.eos, self.processor.prompts.start
+        rows = [[token for item in own[own >= 0].tolist() for token in (*self.tokens[item], eos)] for own in items.cpu().numpy()]
+        return {"input_ids": torch.full((len(rows), 1), start), "labels": labels_of([row[:-1] for row in rows], eos)}
+
+
+class PromptRecommenderTrainer(IDGenRecTrainer):
+    """Trains a recommender on sentences: one for every item of a history but the first, each in a wording drawn anew at every step."""
+
+    opening = False
+    positions = 64
+
+    def prompts(self, items: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A sentence per target. Shape: items (B, L) -> P prompts, P the targets."""
+        histories, targets, wordings = [], [], []
+        for own in items.cpu().numpy():
+            real = own[own >= 0]
+            drawn = self.draw(real).integers(len(self.processor.prompts), size=len(real)).tolist()
+            for place in range(1, len(real)):
+                histories.append([self.tokens[item] for item in real[:place][-self.processor.max_items :]])
+                targets.append(self.tokens[real[place]])
+                wordings.append(drawn[place])
+        users = self.processor.user_tokens(histories, self.model) if self.processor.prompts.needs_user else [[]] * len(histories)
+        made = [self.processor.prompts.write(*one) for one in zip(histories, users, wordings, strict=True)]
+        return {**pad_prompts(made, self.processor.pad), "labels": labels_of(targets, self.processor.eos)}
+
+
+class GeneratorTrainer(IDGenRecTrainer):
+    """Trains the generator through the frozen recommender: what it writes about a history's items is read as soft tokens.
+
+    Of every sequence one target is drawn at each step; the items before it are read, nothing after.
+    """
+
+    opening = False
+    part = "generator"
+    positions = 256
+
+    def __init__(self, model: IDGenRecModel, args: TrainingArguments, *, processor: IDGenRecProcessor, **more: Any) -> None:
+        self.texts = processor.text_tokens([generator_text(item) for item in processor.catalog])
+        super().__init__(model, args, processor=processor, **more)
+        self.data_collator = _one_target
+
+    def prompts(self, items: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A prompt per sequence. Shape: items (B, L) -> B prompts, P texts of the items in their histories."""
+        processor = self.processor
+        histories, targets, wordings = [], [], []
+        for own in items.cpu().numpy():
+            real = own[own >= 0]
+            draw = self.draw(real)
+            place = int(draw.integers(1, len(real)))
+            histories.append(real[max(0, place - READ_BY_GENERATOR) : place].tolist())
+            targets.append(self.tokens[int(real[place])])
+            wordings.append(int(draw.integers(len(processor.prompts))))
+        items_read = sorted({item for own in histories for item in own})
+        row_of = {item: row for row, item in enumerate(items_read)}
+        text_ids, text_mask = pad_tokens([self.texts[item] for item in items_read], processor.pad, left=True)
+        there = {"input_ids": text_ids.to(self.args.device), "attention_mask": text_mask.to(self.args.device)}
+        written = self.model.write(there, penalty=0.0, min_length=2, groups=1)  # at least one token, so that no item vanishes
+        tokens, lengths = written.tokens[:, 0].cpu(), written.lengths[:, 0].cpu()
+        own_tokens = [row[:length].tolist() for row, length in zip(tokens, lengths.tolist(), strict=True)]
+        known = [[self.tokens[item] for item in own] for own in histories]
+        users = processor.user_tokens(known, self.model) if processor.prompts.needs_user else [[]] * len(histories)
+        rows = [[row_of[item] for item in own] for own in histories]
+        made = [
+            processor.prompts.write([own_tokens[row] for row in own], user, wording)
+            for own, user, wording in zip(rows, users, wordings, strict=True)
+        ]
+        batch = pad_prompts(made, processor.pad)
+        soft = torch.full_like(batch["input_ids"], -1)
+        for line, (prompt, own) in enumerate(zip(made, rows, strict=True)):
+            soft[line, soft.shape[1] - len(prompt.tokens) :] = torch.tensor(soft_places(prompt, own, tokens.shape[1]))
+        beyond = torch.arange(tokens.shape[1])[None] > lengths[:, None]
+        texts = {"text_ids": text_ids, "text_mask": text_mask, "written": tokens.masked_fill(beyond, -100)}
+        return {**batch, **texts, "soft": soft, "labels": labels_of(targets, processor.eos)}
+
+
+def _one_target(entries: list[np.ndarray]) -> dict[str, torch.Tensor]:
+    """Sequences of which one target each is told, whichever it will be: the Trainer counts the labels."""
+    batch = collate(entries, opening=False)
+    batch["labels"][:, :-1] = -100
+    return batch
