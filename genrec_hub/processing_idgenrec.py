@@ -15,18 +15,20 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from .beam_search import score_all
 from .catalog import Catalog, Item, Recommendation
 from .history import History
 from .identifiers import Identifiers, assign_identifiers
 from .modeling_idgenrec import IDGenRecModel
 from .phrases import clean_words, generator_text
 from .prompts import PromptWriter, pad_prompts, pad_tokens
+from .text import STOPWORDS
 from .trie import Trie
 
 FORMAT_VERSION = 1
 WRITTEN_AT_ONCE = 128
 """Texts whose IDs are written in one batch."""
+MOST_WORDS = 60
+"""Words of a text of which an ID may consist."""
 TYPED_WORDS = 6
 """Words of a typed line that stand for an ID where no generator is at hand."""
 
@@ -66,6 +68,7 @@ class IDGenRecProcessor(ProcessorMixin):
         self.prompts = PromptWriter(tokenizer, prompt, encoder)
         self.encoder = encoder
         self._identifiers = identifiers
+        self._spellings: dict[str, tuple[int, ...]] = {}
         if identifiers is not None and identifiers.item_ids != self.catalog.ids:
             raise ValueError(f"The identifiers are those of {len(identifiers)} other items than the catalogue's {len(self.catalog)}.")
 
@@ -143,10 +146,23 @@ class IDGenRecProcessor(ProcessorMixin):
             rows = order[start : start + WRITTEN_AT_ONCE]
             ids, mask = pad_tokens([tokens[row] for row in rows], self.pad, left=True)
             inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-            candidates = model.write(inputs, penalty, min_length, groups)
+            words = [self.word_tokens(texts[row]) for row in rows] if model.config.own_words else None
+            candidates = model.write(inputs, penalty, min_length, groups, words)
             for row, own in zip(rows, candidates.tokens.tolist(), strict=True):
-                found[row] = [clean_words(text) for text in self.tokenizer.batch_decode(own, skip_special_tokens=True)]
+                decoded = map(clean_words, self.tokenizer.batch_decode(own, skip_special_tokens=True))
+                found[row] = [_whole(text, texts[row]) for text in decoded] if model.config.own_words else list(decoded)
         return found
+
+    def word_tokens(self, text: str) -> list[tuple[int, ...]]:
+        """The words of a text of which an ID may consist, as tokens; each once."""
+        own = clean_words(text, MOST_WORDS).split()
+        telling = [word for word in own if len(word) > 1 and word not in STOPWORDS]
+        return [self._spelled(word) for word in dict.fromkeys(telling or own)]
+
+    def _spelled(self, word: str) -> tuple[int, ...]:
+        if word not in self._spellings:
+            self._spellings[word] = tuple(self.tokenizer.encode(word, add_special_tokens=False))
+        return self._spellings[word]
 
     def text_tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of texts as the generator reads them, ended by the end token."""
@@ -320,9 +336,8 @@ class IDGenRecProcessor(ProcessorMixin):
         """Leaves out one history item at a time, in one batch; its share is its part of the fall of the score."""
         if not len(history) or not rows:
             return [None] * len(rows)
-        shown = Trie.build([self._tokens[row] for row in rows], self.eos)
         histories = [own, *([*own[:place], *own[place + 1 :]] for place in range(len(own)))]
-        scores = score_all(model.recommender, self._at(model, histories), shown, length_penalty=model.config.length_penalty)
+        scores = model.score(self._at(model, histories), self.trie, torch.tensor(rows))
         falls = (scores[:1] - scores[1:]).clamp(min=0)
         shares = falls / falls.sum(0).clamp(min=1e-12)
         best = shares.argmax(0).tolist()
@@ -400,3 +415,9 @@ class IDGenRecProcessor(ProcessorMixin):
                 )
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return cls(tokenizer, catalog, identifiers, card["prompt"], card["encoder"], card["max_items"], card["max_text"])
+
+
+def _whole(written: str, text: str) -> str:
+    """What was written, without a last word that was cut where the length ran out."""
+    words = written.split()
+    return " ".join(words[:-1] if words and words[-1] not in clean_words(text, MOST_WORDS).split() else words)
