@@ -76,7 +76,7 @@ class IDGenRecTrainer(NextItemTrainer):
     """What the two phases share: IDs of rows, ranked validation by beam search.
 
     Args:
-        processor: the catalogue with its IDs.
+        processor: the catalogue with its IDs; of several domains, whose items stand one behind the other, one each.
         validation_processor: that of the validation cases' catalogue, when it is another one.
     """
 
@@ -89,16 +89,18 @@ class IDGenRecTrainer(NextItemTrainer):
         model: IDGenRecModel,
         args: TrainingArguments,
         *,
-        processor: IDGenRecProcessor,
+        processor: IDGenRecProcessor | Sequence[IDGenRecProcessor],
         validation_processor: IDGenRecProcessor | None = None,
         **more: Any,
     ) -> None:
-        self.processor, self.validation_processor = processor, validation_processor or processor
-        self.tokens = [own.tolist() for own in processor.identifiers.tokens]
-        self.parents = [[processor.trie.root, *own[own >= 0].tolist()[:-1]] for own in processor.trie.paths(torch.arange(len(self.tokens)))]
+        several = [processor] if isinstance(processor, IDGenRecProcessor) else list(processor)
+        self.processor, self.tries = several[0], [own.trie for own in several]
+        self.validation_processor = validation_processor or self.processor
+        self.tokens = [tokens.tolist() for own in several for tokens in own.identifiers.tokens]
+        self.parents = [[trie.root, *path[path >= 0].tolist()[:-1]] for trie in self.tries for path in trie.paths(torch.arange(len(trie)))]
         self.mean = float(np.mean([len(own) + 1 for own in self.tokens]))
         super().__init__(
-            model.train_only(self.part), args, catalog_size=len(self.tokens), negatives=0, max_items=processor.max_items, **more
+            model.train_only(self.part), args, catalog_size=len(self.tokens), negatives=0, max_items=self.processor.max_items, **more
         )
 
     def draw_candidates(self, labels: torch.Tensor) -> torch.Tensor:
@@ -140,7 +142,8 @@ class IDGenRecTrainer(NextItemTrainer):
         batch = self.prompts(inputs["items"], inputs["labels"])
         count = num_items_in_batch if num_items_in_batch is not None else int((inputs["labels"] >= 0).sum())
         there = {name: values.to(self.args.device) for name, values in batch.items()}
-        trie = self.processor.trie if self.model.config.normalizer == "tree" else None
+        domain = int(self.domains[int(inputs["items"].max())])
+        trie = self.tries[domain] if self.model.config.normalizer == "tree" else None
         output = model(**there, trie=trie, num_items_in_batch=count * self.mean)
         loss = output.loss * (self.args.world_size if num_items_in_batch is not None else 1)
         return (loss, output) if return_outputs else loss
