@@ -22,8 +22,8 @@ from .own_words import OwnWords
 from .trie import Trie
 
 Normalizer = Literal["vocabulary", "tree"]
-"""What the probabilities of a token are normalised over: the whole vocabulary, or the edges that leave its node of the tree. With the second
-one, those of all items add up to 1."""
+"""What the probabilities of a token are normalised over: the whole vocabulary, or the edges that leave its node of the tree (those of all
+items then add up to 1)."""
 
 _HEAD_NUMBERS = 2**24
 """Logits that may be held at once when every node of the tree is scored (64 MB)."""

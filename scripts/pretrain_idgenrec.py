@@ -1,9 +1,9 @@
-"""Foundation IDGenRec on fused domains: a tokenizer and a generator of their texts, IDs for every catalogue, a recommender on all histories.
+"""Foundation IDGenRec on fused domains: tokenizer and generator from their texts, IDs for every catalogue, a recommender on all histories.
 
     python scripts/pretrain_idgenrec.py --source ../shared/data --output runs/idgenrec
 
-Test domains are not read but for their user ids, which are left out of the training domains. The checkpoint carries the sample shop's catalogue,
-never that of a training domain. Every phase resumes with --resume.
+Test domains are not read but for their user ids, which are left out of the training domains. The checkpoint carries the sample shop's
+catalogue, never that of a training domain. Every phase resumes with --resume.
 """
 
 import argparse
@@ -34,9 +34,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, required=True, help="folder of prepared domains")
     parser.add_argument("--train", default=TRAIN, help="comma-separated domains")
     parser.add_argument("--validation", default="lastfm_artists")
-    parser.add_argument(
-        "--without-users", default=TEST, help="domains whose user ids may not occur in training; nothing else of them is read"
-    )
+    parser.add_argument("--without-users", default=TEST, help="domains whose user ids may not occur in training; the rest is not read")
     parser.add_argument("--catalog", type=Path, default=Path(__file__).parent.parent / "genrec_hub" / "shop.jsonl")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--vocabulary", type=int, default=8192)
@@ -113,8 +111,8 @@ def writer(chosen: argparse.Namespace, catalogs: list[Catalog]) -> tuple[IDGenRe
         "groups": 6,
         **chosen.config,
     }
-    small = small_language_models(len(tokenizer), chosen.hidden, chosen.layers, settings["dropout"])
-    model = IDGenRecModel(IDGenRecConfig(**small, **settings))
+    parts = small_language_models(len(tokenizer), chosen.hidden, chosen.layers, settings["dropout"])
+    model = IDGenRecModel(IDGenRecConfig(**parts, **settings))
     bare = IDGenRecProcessor(tokenizer, max_items=chosen.max_items, max_text=chosen.max_text)
     report = train_writer(model, bare, catalogs, place / "run", chosen.writer_epochs, chosen.resume, chosen.seed, rate=chosen.writer_rate)
     model.save_pretrained(place)
