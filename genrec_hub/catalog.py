@@ -13,8 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ModuleNotFoundError as missing:  # said here because a checkpoint's own code is read where nothing was installed for it
+    raise ModuleNotFoundError(
+        f"Catalogues are kept in Arrow tables, which need {missing.name}: pip install pyarrow", name=missing.name
+    ) from None
 
 from .tables import MAX_BYTES, as_text, match_columns, read_table
 from .text import MAX_FIELD, MAX_TITLE, clean, departments, item_line, salient
