@@ -233,6 +233,8 @@ class HubModel:
 
     pipeline_travels: ClassVar[bool] = True
     """Whether the pipeline's code is saved with the model."""
+    checkpoint_folder: Path | None = None
+    """Where the model was read from."""
 
     def save_pretrained(
         self, save_directory: str | Path, is_main_process: bool = True, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any
@@ -265,14 +267,16 @@ class HubModel:
             FileNotFoundError: when there is no such checkpoint, or a shard is missing.
             ValueError: when a shard is damaged, a pickle is there, or the format is newer than this package.
         """
-        name = pretrained_model_name_or_path
+        name, folder = pretrained_model_name_or_path, None
         if name is not None:
             folder = fetch(os.fspath(name), (*WEIGHTS, "*.json"), SIDECARS, **kwargs) / (kwargs.get("subfolder") or "")
             verify(folder, *WEIGHTS, where=name)  # type: ignore[arg-type]
         try:
-            return super().from_pretrained(name, *arguments, **{"use_safetensors": True, **kwargs})  # type: ignore[misc]
+            loaded = super().from_pretrained(name, *arguments, **{"use_safetensors": True, **kwargs})  # type: ignore[misc]
         except SafetensorError as error:
             raise ValueError(f"The weights of {name} are damaged ({error}): copy or download the checkpoint again.") from None
+        (loaded[0] if isinstance(loaded, tuple) else loaded).checkpoint_folder = folder
+        return loaded
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Pushes weights, configuration, code and card in one commit; see `genrec_hub.hub.push`."""

@@ -361,5 +361,3 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
             str(inside) if inside.is_dir() else str(card["encoder"]), card["max_tokens"], origin=card.get("encoder_origin", "")
         )
         return cls(catalog, features, encoder, max_items=card["max_items"])
-
-
