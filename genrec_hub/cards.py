@@ -215,7 +215,7 @@ def render_card(
         base_model=report.get("backbone"),
         datasets=[entry["name"] for entry in data if "/" in entry["name"]] or None,
         metrics=sorted({metric.lower() for entry in entries for metric in entry["metrics"]}) or None,
-        model_name=name,
+        model_name=name if entries else None,
         eval_results=model_index(entries) or None,
         **extra,
     )

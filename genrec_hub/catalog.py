@@ -27,7 +27,10 @@ from .text import MAX_FIELD, MAX_TITLE, clean, departments, item_line, salient
 from .titles import TitleIndex
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    try:  # noqa: SIM105 - a remote load asks for every import outside of `try`, those in this block too
+        from datasets import Dataset
+    except ModuleNotFoundError:
+        pass
 
 FORMAT_VERSION = 1
 MAX_ROWS = 2_000_000

@@ -100,7 +100,7 @@ class RecommendationPipeline(Pipeline):
         history: Lines | Sequence[Lines],
         top_k: int = 10,
         *,
-        catalog: Catalog | None = None,
+        catalog: Catalog | Iterable[Item | Mapping[str, object]] | None = None,
         exclude_seen: bool = True,
         department: str | None = None,
         **kwargs: Any,
@@ -111,7 +111,7 @@ class RecommendationPipeline(Pipeline):
             history: what was bought, oldest first: a text with one item per line, or a list of ids, titles, words or `Item`s.
                 A list of such histories gives a list of lists.
             top_k: how many, at the most.
-            catalog: recommend from these items instead, zero-shot; the weights stay untouched.
+            catalog: recommend from these items instead (dicts with `item_id` and `title` will do), zero-shot; the weights stay untouched.
             exclude_seen: leave out what the history holds.
             department: only items of this department.
             **kwargs: of `transformers.Pipeline`, such as `batch_size`.
@@ -123,6 +123,10 @@ class RecommendationPipeline(Pipeline):
             raise TypeError(f"A history is a text with one item per line, or a list of ids, titles, words or items; this is {history!r}.")
         several = isinstance(history, list | tuple) and len(history) > 0 and all(isinstance(h, list | tuple | History) for h in history)
         batch = list(history) if several else [history]
+        if catalog is not None and not hasattr(
+            catalog, "fingerprint"
+        ):  # no Catalog: isinstance would not know one of another copy of this code
+            catalog = Catalog.from_items(catalog)
         answers = super().__call__([batch], top_k=top_k, catalog=catalog, exclude_seen=exclude_seen, department=department, **kwargs)[0]
         return answers if several else answers[0]
 
