@@ -227,6 +227,7 @@ def render_card(
         repo_id=repo_id,
         system=system,
         config=model.config,
+        model_class=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
         catalog=catalog if catalog is not None and len(catalog) else None,
         catalog_left_out=bool(more.get("catalog_left_out")),

