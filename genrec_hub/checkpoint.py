@@ -35,7 +35,8 @@ FORMAT_VERSION = 1
 SUMS = "SHA256SUMS"
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 SIDECARS = ("catalog/*", "encoder/*", "encoder/*/*")
-"""What a processor has on disk besides its card and, perhaps, a tokenizer."""
+"""What a processor has on disk besides its card and, where it has one, a tokenizer."""
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "chat_template.jinja")
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"}
 TRAINER_STATE = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth"}
 """What transformers' Trainer leaves beside a model; it is never read here."""
@@ -303,19 +304,18 @@ class HubProcessor:
         save_code(folder, source_of(kind))
 
     @classmethod
-    def read_card(cls, name: str | Path, more: Iterable[str] = (), **kwargs: Any) -> tuple[Path, dict[str, Any]]:
+    def read_card(cls, name: str | Path, **kwargs: Any) -> tuple[Path, dict[str, Any]]:
         """Fetches and checks what a processor has on disk. Returns the folder and the card.
 
         Args:
             name: a folder or a Hub name.
-            more: patterns of further files, a tokenizer's for instance.
             **kwargs: as in `fetch`.
 
         Raises:
             FileNotFoundError: when there is no processor, or its catalogue is missing.
             ValueError: when a file is damaged, the format newer, or the catalogue another checkpoint's.
         """
-        folder = fetch(name, ("processor_config.json", *SIDECARS, *more), **kwargs)
+        folder = fetch(name, ("processor_config.json", *SIDECARS, *TOKENIZER), **kwargs)
         path = folder / "processor_config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{name} holds no processor: processor_config.json is missing.")
@@ -334,7 +334,7 @@ class HubProcessor:
                     f"The catalogue in {name} is another checkpoint's: its fingerprint is {found[:12]}, the processor's is "
                     f"{promised['fingerprint'][:12]}. Put the right catalog/ back; to recommend from other items, give them as catalog=."
                 )
-        verify(folder, *SIDECARS, where=name)
+        verify(folder, *SIDECARS, *TOKENIZER, where=name)
         return folder, card
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:

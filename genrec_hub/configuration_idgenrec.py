@@ -5,6 +5,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .checkpoint import FORMAT_VERSION, settle
+
 
 class IDGenRecConfig(PreTrainedConfig):
     """Hyper-parameters of `IDGenRecModel`; what its prompts look like is `IDGenRecProcessor`'s.
@@ -18,6 +20,7 @@ class IDGenRecConfig(PreTrainedConfig):
         length_penalty: exponent of an ID's length in its score: 0 = log-probability, 1 = its mean per token (the published code). Picked
             on validation data.
         catalog_fingerprint: the catalogue that validation choices belong to; "" = any.
+        format_version: of the checkpoint.
     """
 
     model_type = "idgenrec"
@@ -33,7 +36,12 @@ class IDGenRecConfig(PreTrainedConfig):
     beams: int = 20
     length_penalty: float = 1.0
     catalog_fingerprint: str = ""
+    format_version: int = FORMAT_VERSION
     tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        settle(kwargs, self.format_version)
+        super().__post_init__(**kwargs)
 
     @property
     def has_encoder(self) -> bool:

@@ -30,7 +30,7 @@ from .cards import (
     render_card,
     render_dataset_card,
 )
-from .checkpoint import SIDECARS, SUMS, TRANSPORT, WEIGHTS, matches, read_sums, write_sums
+from .checkpoint import SIDECARS, SUMS, TOKENIZER, TRANSPORT, WEIGHTS, matches, read_sums, write_sums
 from .domain import Domain
 from .pipeline import RecommendationPipeline
 
@@ -41,7 +41,7 @@ WAITS = (1.0, 3.0, 9.0)
 RUN = (REPORT, *EVALUATIONS, ".eval_results/*.yaml", FIGURE)
 """What tells of a run; it belongs to the weights and goes when they are replaced."""
 MODEL_FILES = ("config.json", "generation_config.json", *WEIGHTS, "pytorch_model*", *RUN)
-PROCESSOR_FILES = ("processor_config.json", *SIDECARS)
+PROCESSOR_FILES = ("processor_config.json", *SIDECARS, *TOKENIZER)
 CODE = ("*.py",)
 
 

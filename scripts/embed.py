@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from genrec_hub.checkpoint import SIDECARS, SUMS, WEIGHTS, seal
+from genrec_hub.checkpoint import SIDECARS, SUMS, TOKENIZER, WEIGHTS, seal
 from genrec_hub.hub import RUN, write_card
 from genrec_hub.pipeline import PRETRAINED, load
 
@@ -19,8 +19,7 @@ KEPT = (
     "config.json",
     "generation_config.json",
     "processor_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
+    *TOKENIZER,
     *WEIGHTS,
     "catalog/*",
     *RUN,
@@ -43,7 +42,7 @@ def embed(source: Path, name: str) -> Path:
     if (size := sum(path.stat().st_size for path in target.rglob("*") if path.is_file())) > LIMIT:
         sys.exit(f"{name} takes {size:,} bytes; an embedded checkpoint may take {LIMIT:,}.")
     (target / SUMS).unlink(missing_ok=True)
-    seal(target, *WEIGHTS, *SIDECARS)
+    seal(target, *WEIGHTS, *SIDECARS, *TOKENIZER)
     return target
 
 

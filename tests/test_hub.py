@@ -71,28 +71,32 @@ def tiny_encoder(folder: Path, shop: Catalog, width: int) -> str:
     return str(folder)
 
 
-def make_setrec(folder: Path, shop: Catalog, encoder: str, tiny_setrec) -> RecommendationPipeline:
-    """With a CF token, an encoder of its own, and what a run leaves behind."""
-    processor = SETRecProcessor(shop, encoder=TextEncoder(encoder, 16))
+def make_setrec(folder: Path, get) -> RecommendationPipeline:
+    """With a CF token and an encoder of its own."""
+    shop = get("shop")
+    processor = SETRecProcessor(shop, encoder=TextEncoder(tiny_encoder(folder, shop, 16), 16))
     cf = np.random.default_rng(0).normal(size=(len(shop), 6)).astype(np.float32)
-    model = tiny_setrec(cf_size=6, catalog_fingerprint=shop.fingerprint)
+    model = get("tiny_setrec")(cf_size=6, catalog_fingerprint=shop.fingerprint)
     return RecommendationPipeline(model=model, processor=processor.with_cf(cf, np.arange(len(shop)) % 3 > 0), task=TASK)
 
 
-SYSTEMS = {"setrec": make_setrec}
+def make_idgenrec(folder: Path, get) -> RecommendationPipeline:
+    """A Qwen3 that recommends, a T5 that writes."""
+    return RecommendationPipeline(model=get("tiny_idgenrec")(), processor=get("id_processor")(), task=TASK)
+
+
+SYSTEMS = {"setrec": make_setrec, "idgenrec": make_idgenrec}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, shop, tiny_setrec):
+def made(tmp_path_factory, request):
     """(system) -> the folder of a small checkpoint of it, made once."""
     root, known = tmp_path_factory.mktemp("made"), {}
 
     def _made(system: str) -> Path:
         if system not in known:
             folder = known[system] = root / system
-            encoder = tiny_encoder(root / f"encoder-{system}", shop, 16)
-            pipe = SYSTEMS[system](folder, shop, encoder, tiny_setrec)
-            pipe.save_pretrained(folder)
+            SYSTEMS[system](root / f"encoder-{system}", request.getfixturevalue).save_pretrained(folder)
             (folder / "training.json").write_text(json.dumps(REPORT))
             (folder / "evaluations").mkdir()
             (folder / "evaluations" / "toy_shop.json").write_text(json.dumps(EVALUATION))
@@ -200,9 +204,10 @@ else:
 
     there = Path(got["folder"])
     names = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
-    promised = """README.md SHA256SUMS config.json model.safetensors processor_config.json catalog/items.parquet encoder/modules.json
+    own = {"setrec": {"encoder/modules.json"}, "idgenrec": {"tokenizer.json", "catalog/identifiers.safetensors"}}
+    promised = """README.md SHA256SUMS config.json model.safetensors processor_config.json catalog/items.parquet
         training.json evaluations/toy_shop.json .eval_results/toy_shop.yaml figures/results.svg pipeline.py"""
-    assert set(promised.split()) <= names
+    assert {*promised.split(), *own[system]} <= names
     assert not [name for name in names if Path(name).suffix in (".bin", ".pt", ".pkl")]
     card = ModelCard.load(there / "README.md")
     assert card.data.tags[-1] == "toy"
