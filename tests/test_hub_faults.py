@@ -1,6 +1,7 @@
 """What goes wrong on the way to the Hub and back, one thing at a time, through LFS and through Xet; run by `make soak`."""
 
 import os
+import shutil
 import signal
 import time
 
@@ -18,10 +19,26 @@ FETCH = {"lfs": r"^GET /blob/", "xet": r"^GET /xorb/"}
 COMMIT = r"^POST .*/commit/main"
 
 
+@pytest.fixture(scope="module")
+def pushed(two, clients, tmp_path_factory):  # noqa: F811
+    """(how files travel) -> the folder of a hub to which the first checkpoint was pushed, made once."""
+    known = {}
+
+    def _pushed(mode):
+        if mode not in known:
+            root = known[mode] = tmp_path_factory.mktemp(f"pushed-{mode}")
+            with TestHub(root) as hub:
+                env = hub.env(tmp_path_factory.mktemp("home"), xet=mode == "xet", **PACKAGE)
+                assert "oid" in said(clients.run(push_code(two["first"][0]), env))
+        return known[mode]
+
+    return _pushed
+
+
 @pytest.fixture(params=["lfs", "xet"])
-def wire(request, tmp_path):
-    """(how files travel, a hub of its own, environment of a client by its cache's name)."""
-    with TestHub(tmp_path / "hub") as hub:
+def wire(request, pushed, tmp_path):
+    """(how files travel, a hub of its own that has the first checkpoint, environment of a client by its cache's name)."""
+    with TestHub(shutil.copytree(pushed(request.param), tmp_path / "hub")) as hub:
 
         def env(home, **more):
             return hub.env(tmp_path / home, xet=request.param == "xet", **PACKAGE, **more)
@@ -33,8 +50,8 @@ def wire(request, tmp_path):
         assert not leaks, "a token reached the storage origin"
 
 
-@pytest.fixture
-def two(made, tmp_path):  # noqa: F811
+@pytest.fixture(scope="module")
+def two(made, tmp_path_factory):  # noqa: F811
     """The folders of two checkpoints that differ in every weight, catalogue order included in neither."""
     import torch
 
@@ -43,7 +60,7 @@ def two(made, tmp_path):  # noqa: F811
     with torch.no_grad():
         for parameter in recommend.model.parameters():
             parameter += 0.25
-    second = tmp_path / "second"
+    second = tmp_path_factory.mktemp("two") / "second"
     recommend.save_pretrained(second)
     return {name: (folder, answers(genrec_hub.load(folder))) for name, folder in (("first", first), ("second", second))}
 
@@ -66,11 +83,14 @@ def pull_code(**more):
     return f"{ANSWER}\nimport genrec_hub\nprint(json.dumps(answer(genrec_hub.load({REPO!r}, **{more!r}), {HISTORIES!r})))"
 
 
-COMMITS = f"""
-import json
-from huggingface_hub import list_repo_commits
-print(json.dumps([commit.title for commit in list_repo_commits({REPO!r})]))
-"""
+def state_code():
+    """The commits, newest first, and what the newest one answers."""
+    commits = f"[commit.title for commit in huggingface_hub.list_repo_commits({REPO!r})]"
+    return f"{ANSWER}\nimport genrec_hub, huggingface_hub\nprint(json.dumps([{commits}, answer(genrec_hub.load({REPO!r}), {HISTORIES!r})]))"
+
+
+FIRST = ["Upload SETRecModel", "initial commit"]
+SECOND = ["Upload SETRecModel", *FIRST]
 
 ON_THE_WAY_UP = {
     "an upload answered 500": (None, "status", {"status": 500}),
@@ -92,7 +112,6 @@ ON_THE_WAY_UP = {
 def test_a_push_goes_through_whatever_happens_once(trouble, wire, two, clients):  # noqa: F811
     """The old state or the new one is to be seen, never a mixture; nothing is lost, nothing committed twice."""
     mode, hub, env = wire
-    clients.run(push_code(two["first"][0]), env("up"))
     hub.reset()
     where, kind, more = ON_THE_WAY_UP[trouble]
     hub.fault(where or BLOB[mode], kind, **more)
@@ -100,13 +119,11 @@ def test_a_push_goes_through_whatever_happens_once(trouble, wire, two, clients):
     assert "oid" in done, done
     assert [call for call in hub.log() if call.get("fault")], "the fault never struck"
     hub.call("reset")
-    assert said(clients.run(COMMITS, env("down"))) == ["Upload SETRecModel", "Upload SETRecModel", "initial commit"]
-    assert said(clients.run(pull_code(), env("down"))) == two["second"][1]
+    assert said(clients.run(state_code(), env("down"))) == [SECOND, two["second"][1]]
 
 
 def test_a_push_that_fails_for_good_leaves_everything_as_it_was(wire, two, clients):  # noqa: F811
     mode, hub, env = wire
-    clients.run(push_code(two["first"][0]), env("up"))
     for where, status in ((BLOB[mode], 400), (COMMIT, 500)):
         hub.reset()
         hub.fault(where, "status", status=status, times=99)
@@ -115,15 +132,13 @@ def test_a_push_that_fails_for_good_leaves_everything_as_it_was(wire, two, clien
         assert "nothing of it is visible there" in failed["sentence"]
         assert "\n" not in failed["sentence"]
         hub.reset()
-        assert said(clients.run(COMMITS, env("down"))) == ["Upload SETRecModel", "initial commit"]
-        assert said(clients.run(pull_code(), env("down"))) == two["first"][1]
+        assert said(clients.run(state_code(), env("down"))) == [FIRST, two["first"][1]]
     clients.run(push_code(two["second"][0]), env("up"))
     assert said(clients.run(pull_code(), env("down"))) == two["second"][1]
 
 
 def test_a_killed_push_is_taken_up_again(wire, two, clients):  # noqa: F811
     mode, hub, env = wire
-    clients.run(push_code(two["first"][0]), env("up"))
     hub.reset()
     hub.fault(BLOB[mode], "throttle", bytes_per_s=20_000, times=9)
     started = clients.start(push_code(two["second"][0]), env("up"))
@@ -142,7 +157,6 @@ def test_a_killed_push_is_taken_up_again(wire, two, clients):  # noqa: F811
 
 def test_a_hub_that_dies_and_comes_back(wire, two, clients):  # noqa: F811
     mode, hub, env = wire
-    clients.run(push_code(two["first"][0]), env("up"))
     hub.fault(BLOB[mode], "crash", after_bytes=2000)
     started = clients.start(push_code(two["second"][0]), env("up"))
     hub.proc.wait(120)
@@ -157,7 +171,6 @@ def test_a_hub_that_dies_and_comes_back(wire, two, clients):  # noqa: F811
 def test_of_two_pushes_at_once_one_wins(wire, two, clients):  # noqa: F811
     """Both start from the same commit: the first to commit is there, the other is told so and nothing of it is."""
     _, hub, env = wire
-    clients.run(push_code(two["first"][0]), env("up"))
     folder, _ = two["second"]
     recommend = genrec_hub.load(folder)
     third = folder.parent / "third"
@@ -177,8 +190,7 @@ def test_of_two_pushes_at_once_one_wins(wire, two, clients):  # noqa: F811
     lost = results[1 - won[0]]
     assert lost["kind"] == "ConnectionAbortedError"
     assert "changed while this push was under way" in lost["sentence"]
-    assert said(clients.run(COMMITS, env("down"))) == ["Upload SETRecModel", "Upload SETRecModel", "initial commit"]
-    assert said(clients.run(pull_code(), env("down"))) == wants[won[0]]
+    assert said(clients.run(state_code(), env("down"))) == [SECOND, wants[won[0]]]
 
 
 ON_THE_WAY_DOWN = {
@@ -192,7 +204,6 @@ ON_THE_WAY_DOWN = {
 @pytest.mark.parametrize("trouble", ON_THE_WAY_DOWN)
 def test_a_pull_goes_through_whatever_happens_once(trouble, wire, two, clients):  # noqa: F811
     mode, hub, env = wire
-    clients.run(push_code(two["first"][0]), env("up"))
     hub.reset()
     kind, more = ON_THE_WAY_DOWN[trouble]
     hub.fault(FETCH[mode], kind, **more)
@@ -202,7 +213,6 @@ def test_a_pull_goes_through_whatever_happens_once(trouble, wire, two, clients):
 
 def test_what_was_pulled_works_offline(wire, two, clients):  # noqa: F811
     _, hub, env = wire
-    clients.run(push_code(two["first"][0]), env("up"))
     clients.run(pull_code(), env("down"))
     hub.reset()
     assert said(clients.run(pull_code(), env("down", HF_HUB_OFFLINE=1))) == two["first"][1]
@@ -221,7 +231,6 @@ def test_what_was_pulled_works_offline(wire, two, clients):  # noqa: F811
 def test_revisions_pin_and_branches_stay_apart(wire, two, clients):  # noqa: F811
     _, _, env = wire
     (first, want_first), (second, want_second) = two["first"], two["second"]
-    clients.run(push_code(first), env("up"))
     tag = f"from huggingface_hub import *\ncreate_tag({REPO!r}, tag='v1')\nprint(model_info({REPO!r}).sha)"
     sha = clients.run(tag, env("up")).split()[-1]
     clients.run(push_code(second, revision="trial"), env("up"))
@@ -270,7 +279,6 @@ def test_parts_go_up_alone_and_leave_the_rest(wire, two, clients):  # noqa: F811
     """A model's push keeps the catalogue with its checksums, a processor's the weights and the card."""
     _, _, env = wire
     (first, _), (second, want_second) = two["first"], two["second"]
-    clients.run(push_code(first), env("up"))
     code = f"""
 import genrec_hub
 genrec_hub.load({str(second)!r}).model.push_to_hub({REPO!r})
@@ -294,10 +302,9 @@ assert not (folder / "catalog").exists() and not [name for name in read_sums(fol
     clients.run(code, env("up"))
 
 
-def test_repositories_that_somebody_spoilt(wire, made, clients):  # noqa: F811
+def test_repositories_that_somebody_spoilt(wire, clients):  # noqa: F811
     """What is refused on disk is refused from the Hub too, by all ways to load."""
     _, _, env = wire
-    clients.run(push_code(made("setrec")), env("up"))
     code = f"""
 import genrec_hub, json, io
 from huggingface_hub import *
