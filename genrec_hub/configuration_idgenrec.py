@@ -5,6 +5,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .checkpoint import FORMAT_VERSION, settle
+
 
 class IDGenRecConfig(PreTrainedConfig):
     """Hyper-parameters of `IDGenRecModel`; what its prompts look like is `IDGenRecProcessor`'s.
@@ -23,6 +25,7 @@ class IDGenRecConfig(PreTrainedConfig):
         dropout: on what the recommender embeds, on what its layers add to it and on its last hidden states; for models from scratch.
         own_words: the generator writes only words of the text that it reads, each at most once; for small generators.
         catalog_fingerprint: the catalogue that validation choices belong to; "" = any.
+        format_version: of the checkpoint.
     """
 
     model_type = "idgenrec"
@@ -41,9 +44,11 @@ class IDGenRecConfig(PreTrainedConfig):
     dropout: float = 0.0
     own_words: bool = False
     catalog_fingerprint: str = ""
+    format_version: int = FORMAT_VERSION
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        settle(kwargs, self.format_version)
         super().__post_init__(**kwargs)
         if self.normalizer not in ("vocabulary", "tree"):
             raise ValueError(f"IDGenRecConfig.normalizer is {self.normalizer!r}: it should be vocabulary or tree.")

@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 
 from .backbones import word_scale
 from .beam_search import Beams, Candidates, constrained_beam_search, diverse_beam_search, head_logits, score_all, segment_logsumexp
+from .checkpoint import HubModel
 from .configuration_idgenrec import IDGenRecConfig
 from .own_words import OwnWords, Words
 from .trie import Trie
@@ -38,7 +39,7 @@ class IDGenRecOutput(ModelOutput):
     logits: torch.Tensor | None = None
 
 
-class IDGenRecModel(PreTrainedModel):
+class IDGenRecModel(HubModel, PreTrainedModel):
     """Two language models with one vocabulary: `generator` writes IDs from texts, `recommender` generates the next ID from a history.
 
     IDs of items are inputs, not weights: the same weights serve any catalogue. See `IDGenRecProcessor`.

@@ -5,7 +5,6 @@ IDs are a sidecar, not weights: another catalogue gets IDs of its own from the s
 Dims: B batch · S prompt tokens · V catalogue size · L items in a history · K shown items.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from .catalog import Catalog, Item, Recommendation
+from .checkpoint import SIDECARS, TOKENIZER, HubProcessor, seal
 from .history import History
 from .identifiers import Identifiers, assign_identifiers
 from .modeling_idgenrec import IDGenRecModel
@@ -24,7 +24,6 @@ from .prompts import PromptWriter, pad_prompts, pad_tokens
 from .text import STOPWORDS
 from .trie import Trie
 
-FORMAT_VERSION = 1
 WRITTEN_AT_ONCE = 128
 """Texts whose IDs are written in one batch."""
 MOST_WORDS = 60
@@ -36,7 +35,7 @@ Progress = Callable[[int, int], None]
 Lines = str | Iterable[str | Item | Mapping[str, object]]
 
 
-class IDGenRecProcessor(ProcessorMixin):
+class IDGenRecProcessor(HubProcessor, ProcessorMixin):
     """Turns histories into prompts and generated IDs into recommendations.
 
     Args:
@@ -368,28 +367,37 @@ class IDGenRecProcessor(ProcessorMixin):
 
     # Folders
 
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Writes `processor_config.json`, the tokenizer and `catalog/` (items, IDs, fingerprint). Returns the paths."""
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        push_to_hub: bool = False,
+        with_catalog: bool = True,
+        with_encoder: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Writes `processor_config.json`, the code, the tokenizer and `catalog/` (items, IDs, fingerprint).
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: push it too; see `push_to_hub`, whose arguments `kwargs` are.
+            with_catalog: False leaves out the catalogue and its IDs: the checkpoint then recommends from the caller's.
+            with_encoder: for likeness with other systems; no sentence encoder belongs to this one.
+            **kwargs: of `push_to_hub`, `repo_id` above all.
+
+        Returns:
+            The paths of what was written.
+        """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        card = {
-            "processor_class": type(self).__name__,
-            "format_version": FORMAT_VERSION,
-            "prompt": self.prompts.kind,
-            "encoder": self.encoder,
-            "max_items": self.max_items,
-            "max_text": self.max_text,
-        }
-        if self._auto_class is not None:
-            from transformers.dynamic_module_utils import custom_object_save
-
-            custom_object_save(self, folder, config=card)
-        (folder / "processor_config.json").write_text(json.dumps(card, indent=2) + "\n")
         written = [folder / "processor_config.json", *map(Path, self.tokenizer.save_pretrained(folder))]
-        if self._identifiers is not None:
+        with_catalog = with_catalog and self._identifiers is not None
+        if with_catalog:
             self.catalog.save(folder / "catalog")
-            self._identifiers.save(folder / "catalog")
+            self.identifiers.save(folder / "catalog")
             written += sorted((folder / "catalog").iterdir())
+        card = {"prompt": self.prompts.kind, "encoder": self.encoder, "max_items": self.max_items, "max_text": self.max_text}
+        self.write_card(folder, card, with_catalog)
+        seal(folder, *SIDECARS, *TOKENIZER)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
         return [str(path) for path in written]
@@ -399,18 +407,18 @@ class IDGenRecProcessor(ProcessorMixin):
         """Reads a processor from a folder or a Hub repository.
 
         Raises:
-            FileNotFoundError: when there is no processor.
-            ValueError: when the format is newer than this package, or catalogue and IDs do not belong together.
+            FileNotFoundError: when there is no processor, or something of it is missing.
+            ValueError: when the format is newer than this package, a file is damaged, or catalogue and IDs do not belong together.
         """
-        folder = Path(pretrained_model_name_or_path)
-        card = json.loads((folder / "processor_config.json").read_text())
+        name = pretrained_model_name_or_path
+        folder, card = cls.read_card(name, **kwargs)
         catalog, identifiers = None, None
         if (folder / "catalog" / "catalog.json").is_file():
             catalog = Catalog.load(folder / "catalog")
             identifiers = Identifiers.load(folder / "catalog")
             if identifiers.catalog != catalog.fingerprint:
                 raise ValueError(
-                    f"The identifiers of {pretrained_model_name_or_path} belong to the catalogue {identifiers.catalog[:12]}, its items are "
+                    f"The identifiers of {name} belong to the catalogue {identifiers.catalog[:12]}, its items are "
                     f"{catalog.fingerprint[:12]}: copy the folder again or index the catalogue anew."
                 )
         tokenizer = AutoTokenizer.from_pretrained(folder)
