@@ -21,13 +21,13 @@ from .checkpoint import SIDECARS, HubProcessor, read_arrays, seal, write_arrays
 from .grounding import top_k
 from .history import History
 from .modeling_setrec import SETRecModel
-from .semantic import DEFAULT_ENCODER, MAX_TOKENS, TextEncoder, crowding
+from .semantic import DEFAULT_ENCODER, MAX_TOKENS, TextEncoder, crowding, ridge
 from .spelling import rarity, spell
 from .text import typical_words
 
 logger = logging.getLogger(__name__)
 
-OF_THE_CATALOG = ("centre", "rarity")
+OF_THE_CATALOG = ("centre", "rarity", "cf_from_text")
 """Features that belong to the catalogue as a whole."""
 CROWDING = np.float32(0.1)
 """Length of the crowding number beside the unit vectors: small, so that likeness hardly sees it; the model's prior does."""
@@ -161,12 +161,32 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         if "cf" in old:
             features["cf"] = np.concatenate([old["cf"], np.zeros((len(fresh), old["cf"].shape[1]), np.float32)])
             features["has_cf"] = np.concatenate([old["has_cf"], np.zeros(len(fresh), bool)])
+            if "cf_from_text" in old:
+                features |= self._guessed(features, np.arange(len(features["cf"])) >= len(old["cf"]))
         return self._with(self.catalog.add(fresh), features)
 
-    def with_cf(self, cf: np.ndarray, has_cf: np.ndarray | None = None) -> "SETRecProcessor":
-        """Returns a processor with CF vectors. Shape: cf (V, C), has_cf (V,) true where an item has interactions."""
+    def with_cf(self, cf: np.ndarray, has_cf: np.ndarray | None = None, guess: bool = False) -> "SETRecProcessor":
+        """Returns a processor with CF vectors.
+
+        Args:
+            cf: CF vectors.
+            has_cf: true where an item has interactions.
+            guess: items without a vector, those added later too, get one predicted from their text by ridge regression on the items that
+                have one. It is the shorter, the less the text says.
+
+        Shape: cf (V, C), has_cf (V,).
+        """
         known = np.ones(len(cf), bool) if has_cf is None else has_cf
-        return self._with(self.catalog, {**self._arrays(), "cf": cf * known[:, None], "has_cf": known})
+        features = {**self._arrays(), "cf": cf * known[:, None], "has_cf": known}
+        if guess:
+            features["cf_from_text"] = ridge(features["semantic"][known], cf[known])
+            features |= self._guessed(features, ~known)
+        return self._with(self.catalog, features)
+
+    def _guessed(self, features: Mapping[str, np.ndarray], unknown: np.ndarray) -> dict[str, np.ndarray]:
+        """CF vectors with those of the unknown items predicted. Shape: unknown (V,) -> cf (V, C), has_cf (V,)."""
+        guess = np.pad(features["semantic"], ((0, 0), (0, 1)), constant_values=1) @ features["cf_from_text"]
+        return {"cf": np.where(unknown[:, None], guess, features["cf"]), "has_cf": features["has_cf"] | unknown}
 
     # Histories
 

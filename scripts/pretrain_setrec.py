@@ -23,8 +23,7 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from genrec_hub import Catalog, Domain, SETRecConfig, SETRecModel, SETRecProcessor
 from genrec_hub.domain import Sequences
-from genrec_hub.processing_setrec import CROWDING
-from genrec_hub.recipes import small_backbone
+from genrec_hub.recipes import lean, small_backbone
 from genrec_hub.training import SETRecTrainer, run, training_arguments
 
 TRAIN = "amazon_videogames,amazon18_industrial,amazon18_cds,movielens_small,goodreads_books,uci_onlineretail,instacart_grocery"
@@ -74,6 +73,7 @@ def main() -> None:
     parser.add_argument("--crowding", type=float, default=0.4, help="weight of an item's crowding against it at the start; 0 = none")
     parser.add_argument("--config", type=json.loads, default={}, help="JSON of further SETRecConfig values")
     parser.add_argument("--freeze", default="", help="comma-separated parts that stay as they start: semantic, backbone, ...")
+    parser.add_argument("--keep", type=float, default=0.5, help="share of the untrained weights in the finished ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     chosen = parser.parse_args()
@@ -107,10 +107,8 @@ def main() -> None:
     hidden = settings.pop("hidden", 128)
     backbone = small_backbone(hidden, settings.pop("layers", 2), settings.pop("attention_dropout", 0.1))
     model = SETRecModel(SETRecConfig(text_config=backbone, semantic_size=features["semantic"].shape[1], **settings))
-    if chosen.crowding > 0:  # the last semantic number is the crowding
-        against = torch.zeros(model.config.semantic_size)
-        against[-1] = -chosen.crowding * model.config.scale / float(CROWDING)
-        model.set_prior(against)
+    if chosen.crowding > 0:
+        lean(model, chosen.crowding)
     for part in filter(None, chosen.freeze.split(",")):
         for name, parameter in model.named_parameters():
             if name == part or name.startswith(f"{part}."):
@@ -140,16 +138,22 @@ def main() -> None:
         max_items=chosen.max_items,
         callbacks=[EarlyStoppingCallback(chosen.patience)],
     )
+    first = {name: values.detach().clone() for name, values in model.state_dict().items()}
     before = trainer.rank_validation()
     logger.info("untrained, on %s: %s", chosen.validation, before)
     start, cpu = time.time(), time.process_time()
     with redirect_stdout(sys.stderr):
         run(trainer, chosen.resume)
+    trained = trainer.rank_validation()
+    # Between the start, which no domain has touched, and the end lies what transfers best (Wortsman et al. 2022, WiSE-FT).
+    model.load_state_dict({name: values.lerp(first[name], chosen.keep) for name, values in model.state_dict().items()})
     report = {
         "command": " ".join(sys.argv),
         "train": {name: {"users": int(n), "items": len(d.catalog)} for name, n, d in zip(names, entries, domains, strict=True)},
         "validation_domain": chosen.validation,
         "untrained": before,
+        "trained": trained,
+        "keep": chosen.keep,
         "validation": trainer.rank_validation(),
         "curve": [{k: e[k] for k in ("epoch", "eval_hr@10", "eval_ndcg@10")} for e in trainer.state.log_history if "eval_ndcg@10" in e],
         "seconds": round(time.time() - start),
