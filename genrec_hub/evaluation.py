@@ -6,8 +6,9 @@ Dims: B batch · L items in a history · V catalogue size · S width of the text
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -96,12 +97,18 @@ def evaluate(
     if trained is not None:
         rankers["sasrec"] = trained
     size, several = len(domain.catalog), bool((asked.targets.lengths > 1).any())
-    answers = rank(rankers, asked, size, exclude_seen, batch_size)
+    rooms = {"warm": counts > 0, "cold": counts == 0}
+    asked_cold = rooms["cold"][np.unique(asked.targets.items)].any()
+    answers = rank(rankers, asked, size, exclude_seen, batch_size, rooms if asked_cold else {})
     if vectors is None:
-        vectors = _vectors(domain.catalog, np.unique(np.concatenate([answer.lists.ravel() for answer in answers.values()])))
+        named = [part.lists.ravel() for answer in answers.values() for part in (answer, *answer.among.values())]
+        vectors = _vectors(domain.catalog, np.unique(np.concatenate(named)))
     tables = {name: _summary(answer, vectors, several) for name, answer in answers.items()}
+    groups = {
+        name: {group: {**_summary(part, vectors, several), "users": len(part.ranks)} for group, part in _parts(answer, counts).items()}
+        for name, answer in answers.items()
+    }
     own = answers.get("model")
-    groups = {} if own is None else {name: own.only(mask) for name, mask in _groups(own, counts).items()}
     return {
         "protocol": protocol,
         "zero_shot": zero_shot,
@@ -113,7 +120,8 @@ def evaluate(
         "metrics": tables.pop("model", {}),
         "ci": {} if own is None else _intervals(metrics.per_user(own.ranks), bootstrap, seed),
         "baselines": tables,
-        "groups": {name: {**_summary(group, vectors, several), "users": len(group.ranks)} for name, group in groups.items()},
+        "groups": groups.pop("model", {}),
+        "baseline_groups": groups,
         "seconds": round(time.perf_counter() - start, 2),
         "model": _name(model),
         "fingerprint": domain.catalog.fingerprint,
@@ -123,11 +131,15 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Answer:
-    """What a ranker said: per user the targets, best first, their ranks, and the list of the first items."""
+    """What a ranker said: per user the targets, best first, their ranks, and the list of the first items.
+
+    `among` holds what it says of the users with a target in a room of the catalogue when nothing outside that room can be recommended.
+    """
 
     targets: list[np.ndarray]
     ranks: list[np.ndarray]
     lists: np.ndarray
+    among: Mapping[str, "Answer"] = field(default_factory=dict)
 
     def only(self, mask: np.ndarray) -> "Answer":
         """Returns the targets of the items in `mask` with the users that have one; ranks stay among all items. Shape: mask (V,)."""
@@ -137,7 +149,14 @@ class Answer:
 
 
 @torch.no_grad()
-def rank(rankers: Mapping[str, Ranker], cases: Cases, size: int, exclude_seen: bool = True, batch_size: int = 256) -> dict[str, Answer]:
+def rank(
+    rankers: Mapping[str, Ranker],
+    cases: Cases,
+    size: int,
+    exclude_seen: bool = True,
+    batch_size: int = 256,
+    rooms: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> dict[str, Answer]:
     """Asks every ranker about every user; users with histories of like length share a batch.
 
     Items without a score (NaN or -inf) come last, tied, and never in a list.
@@ -148,12 +167,13 @@ def rank(rankers: Mapping[str, Ranker], cases: Cases, size: int, exclude_seen: b
         size: items in the catalogue.
         exclude_seen: items of a history are not ranked.
         batch_size: histories at once, at the most.
+        rooms: name -> (V,) true for the items of a room; each is also ranked by itself, with the targets that lie in it. Source: SETRec's
+            warm and cold rows, in which the other items' scores are set to -1e16.
     """
     users = len(cases)
     order = np.argsort(cases.histories.lengths, kind="stable")
     step = max(1, min(batch_size, CELLS // max(1, size)))
-    best, ranks = ({name: [np.zeros(0, np.int64)] * users for name in rankers} for _ in range(2))
-    lists = {name: np.full((users, TOP), -1, np.int64) for name in rankers}
+    sheets = {name: {room: _Sheet(users) for room in ("", *rooms)} for name in rankers}
     for start in tqdm(range(0, users, step), "evaluate", unit="batch", disable=None):
         batch = order[start : start + step]
         histories = [cases.histories[user] for user in batch]
@@ -166,12 +186,32 @@ def rank(rankers: Mapping[str, Ranker], cases: Cases, size: int, exclude_seen: b
                     f"The ranker {name!r} gave scores of shape {tuple(given.shape)}, not {len(batch)} histories x {size} items."
                 )
             scores = torch.nan_to_num(given.detach().float().cpu(), nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-            for row, (user, own) in enumerate(zip(batch, targets, strict=True)):
-                best[name][user] = own[torch.argsort(scores[row, own], descending=True, stable=True).numpy()]
-            for user, places in zip(batch, metrics.target_ranks(scores, targets, seen), strict=True):
-                ranks[name][user] = places
-            lists[name][batch, : min(TOP, size)] = _top(scores, seen)
-    return {name: Answer(best[name], ranks[name], lists[name]) for name in rankers}
+            for room, inside in rooms.items():
+                shut = scores.masked_fill(torch.from_numpy(~inside), -math.inf)
+                sheets[name][room].fill(batch, shut, [own[inside[own]] for own in targets], seen)
+            sheets[name][""].fill(batch, scores, targets, seen)
+    return {name: own.pop("").answer({room: sheet.answer() for room, sheet in own.items()}) for name, own in sheets.items()}
+
+
+class _Sheet:
+    """Collects an `Answer` batch by batch; users without a target are left out of it."""
+
+    def __init__(self, users: int) -> None:
+        self.best, self.ranks = ([np.zeros(0, np.int64)] * users for _ in range(2))
+        self.lists = np.full((users, TOP), -1, np.int64)
+
+    def fill(self, batch: np.ndarray, scores: torch.Tensor, targets: Sequence[np.ndarray], seen: Sequence[np.ndarray] | None) -> None:
+        """Takes the answers to a batch of users in; changes `scores`. Shape: batch (B,), scores (B, V)."""
+        for row, (user, own) in enumerate(zip(batch, targets, strict=True)):
+            self.best[user] = own[torch.argsort(scores[row, own], descending=True, stable=True).numpy()]
+        for user, places in zip(batch, metrics.target_ranks(scores, targets, seen), strict=True):
+            self.ranks[user] = places
+        self.lists[batch, : min(TOP, scores.shape[1])] = _top(scores, seen)
+
+    def answer(self, among: Mapping[str, Answer] = MappingProxyType({})) -> Answer:
+        """What was collected."""
+        rows = [row for row, own in enumerate(self.ranks) if len(own)]
+        return Answer([self.best[row] for row in rows], [self.ranks[row] for row in rows], self.lists[rows], among)
 
 
 def _ask(cases: Cases, exclude_seen: bool) -> tuple[Cases, int]:
@@ -199,13 +239,14 @@ def _ranker_of(model: Ranker | Rankable, domain: Domain, split: Split, zero_shot
     raise ValueError(f"A {type(model).__name__} can't be evaluated: it has neither scores(histories) nor ranker(domain, split, zero_shot).")
 
 
-def _groups(answer: Answer, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Masks over the items: warm, cold, and bins of the training count; groups without a target are left out."""
+def _parts(answer: Answer, counts: np.ndarray) -> dict[str, Answer]:
+    """The answer by groups of its targets: warm, cold, bins of the training count, ranked among all items; then each room by itself."""
     masks = {"warm": counts > 0, "cold": counts == 0}
     for low, high in BINS:
         masks[f"train count {low}-{high}" if high else f"train count {low}+"] = (counts >= low) & (counts <= (high or np.inf))
     asked = np.unique(Sequences.of(answer.targets).items)
-    return {name: mask for name, mask in masks.items() if mask[asked].any()}
+    parts = {name: answer.only(mask) for name, mask in masks.items() if mask[asked].any()}
+    return parts | {f"{room} among {room}": part for room, part in answer.among.items() if part.ranks}
 
 
 def _top(scores: torch.Tensor, seen: Sequence[np.ndarray] | None) -> np.ndarray:
