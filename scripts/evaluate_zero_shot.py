@@ -270,7 +270,7 @@ def _against(entry: Mapping[str, Any]) -> str:
     if pair["ratio"] is None:
         return "-"
     note = " (trained on it)" if entry["trained_on"] else ""
-    return f"{pair['ratio']:.3f} ({pair['ratio_ci'][0]:.3f} to {pair['ratio_ci'][1]:.3f}) × {entry['against']['row']}{note}"
+    return f"{pair['ratio']:.3f} ({pair['ratio_ci'][0]:.3f} to {pair['ratio_ci'][1]:.3f}) of {entry['against']['row']}{note}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
