@@ -15,7 +15,7 @@ ORDER = """
 text tables titles catalog history domain metrics semantic trie beam_search phrases identifiers set_attention grounding backbones
 configuration_sasrec modeling_sasrec configuration_setrec modeling_setrec processing_setrec
 prompts configuration_idgenrec modeling_idgenrec processing_idgenrec
-pipeline training recipes training_idgenrec recipes_idgenrec baselines evaluation hub cli __main__
+pipeline training recipes training_idgenrec recipes_idgenrec finetuning baselines evaluation hub cli __main__
 demo_texts demo_uploads demo_cards demo_models demo_theme demo
 """.split()  # noqa: SIM905 - one room a line would be a page
 LATE = {"cli": {"demo"}}
