@@ -84,7 +84,7 @@ def finetune_setrec(
     model: SETRecModel,
     domain: Domain,
     output: str | Path,
-    settings: Settings = Settings(),
+    settings: Settings | None = None,
     resume: bool = False,
     *,
     encoder: str | TextEncoder = DEFAULT_ENCODER,
@@ -108,7 +108,7 @@ def finetune_setrec(
     Returns:
         The report that is also written as `training.json`.
     """
-    chosen = settings.or_else(epochs=7, batch=128, rate=1e-3, negatives=1024)
+    chosen = (settings or Settings()).or_else(epochs=7, batch=128, rate=1e-3, negatives=1024)
     output, size = Path(output), len(domain.catalog)
     split = domain.split(chosen.protocol)
     processor = SETRecProcessor(domain.catalog, encoder=encoder, max_items=model.config.max_items, progress=progress)
