@@ -12,7 +12,8 @@ import genrec_hub
 PACKAGE = Path(genrec_hub.__file__).parent
 # design.md's list of files; a module imports only from above itself.
 ORDER = """
-text tables titles catalog history domain metrics semantic trie beam_search phrases identifiers set_attention grounding backbones
+text tables titles catalog history domain fusion downloads sources metrics
+static_encoder semantic trie beam_search phrases identifiers set_attention grounding backbones
 configuration_sasrec modeling_sasrec configuration_setrec modeling_setrec processing_setrec
 prompts configuration_idgenrec modeling_idgenrec processing_idgenrec
 pipeline training recipes training_idgenrec recipes_idgenrec finetuning baselines evaluation hub cli __main__
