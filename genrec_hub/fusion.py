@@ -104,8 +104,8 @@ def fused_stream(
     """Returns one stream of histories of all domains, as a `datasets.IterableDataset` with `state_dict` and `load_state_dict`.
 
     An entry is {"domain": name, "user": id, "items": the last rows of the domain's catalogue, oldest first}. Which domain comes next is
-    drawn by the mixing weights, alike in every process until a domain ends; each process has users of its own. Every history comes once; with
-    `repeat` the smaller domains begin again until the last one is through, which keeps the mixture to the end.
+    drawn by the mixing weights, alike in every process until a domain ends; each process has users of its own. Every history comes
+    once; with `repeat` the smaller domains begin again until the last one is through, which keeps the mixture to the end.
 
     Args:
         domains: name -> domain (training sequences alone: cut them before).
