@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -231,7 +231,7 @@ def ranker_of(model: Ranker | Rankable, domain: Domain, split: Split, zero_shot:
 def report(
     answers: Mapping[str, Answer], counts: np.ndarray, vectors: np.ndarray, bootstrap: int = 1000, seed: int = 0
 ) -> dict[str, object]:
-    """Returns what a table shows: `metrics`, `ci` and `groups` of the row "model", `baselines` and `baseline_groups` of the others.
+    """Returns what a table shows: `metrics` and `ci` of the row "model", `baselines` of the others, `groups` of targets with both.
 
     Args:
         answers: row -> answers of the same users.
@@ -242,17 +242,18 @@ def report(
     """
     several = any(len(own) > 1 for answer in answers.values() for own in answer.targets)
     tables = {name: _summary(answer, vectors, several) for name, answer in answers.items()}
-    groups = {
-        name: {group: {**_summary(part, vectors, several), "users": len(part.ranks)} for group, part in _parts(answer, counts).items()}
-        for name, answer in answers.items()
-    }
+    groups: dict[str, dict[str, Any]] = {}
+    for name, answer in answers.items():
+        for group, part in _parts(answer, counts).items():
+            row = groups.setdefault(group, {"users": len(part.ranks), "baselines": {}})
+            summary = _summary(part, vectors, several)
+            row.update(summary if name == "model" else {"baselines": {**row["baselines"], name: summary}})
     own = answers.get("model")
     return {
         "metrics": tables.pop("model", {}),
         "ci": {} if own is None else _intervals(metrics.per_user(own.ranks), bootstrap, seed),
         "baselines": tables,
-        "groups": groups.pop("model", {}),
-        "baseline_groups": groups,
+        "groups": groups,
     }
 
 

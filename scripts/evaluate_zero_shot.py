@@ -184,7 +184,7 @@ def evaluate_domain(name: str, options: argparse.Namespace, models: Mapping[str,
         for model, folder in models.items():
 
             def ours(question: Question = question, model: str = model, folder: Path = folder) -> Mapping[str, Ranker]:
-                return {model: ranker_of(load(folder), domain, question.split, True)}
+                return {model: ranker_of(load(folder), domain, question.split, True, question.exclude_seen)}
 
             fill(question, cells, {model: digest(folder)}, ours)
         others = {row: answer for row, answer in question.known.items() if row not in models}

@@ -52,8 +52,8 @@ def tune(share: float, domain: Domain, pipe: Any, options: argparse.Namespace) -
     cases, repeats = ask(split.cases(options.stage).sample(options.max_users, options.seed), True)
     vectors = text_vectors(domain.catalog)
     rankers: dict[str, Ranker] = {
-        "model": ranker_of(load(folder / "setrec"), domain, split, False),
-        "zero-shot": ranker_of(pipe, domain, split, True),
+        "model": ranker_of(load(folder / "setrec"), domain, split, False, True),
+        "zero-shot": ranker_of(pipe, domain, split, True, True),
         "sasrec": SASRecRanker.from_folder(sasrec, domain.catalog),
         **baseline_rankers(split, vectors),
     }
