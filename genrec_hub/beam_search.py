@@ -77,6 +77,7 @@ def constrained_beam_search(
     Args:
         model: a T5-family model with a language head, or a decoder-only one; in eval mode.
         inputs: what its tokenizer gave: `input_ids` (or `inputs_embeds`) and `attention_mask`; decoder-only prompts are padded on the left.
+            `bias`, if there, is added to all logits of a user: (B, W).
         trie: the legal identifiers.
         beams: width of the search and number of results.
         length_penalty: exponent of the length in the final score; 1 = mean log-probability.
@@ -396,6 +397,8 @@ class _Decoding:
         self._model: Any = model
         self._config: Any = model.config.get_text_config(decoder=True)
         self._seen = inputs.get("attention_mask")
+        self._bias = inputs.get("bias")
+        inputs = {name: values for name, values in inputs.items() if name != "bias"}
         self._cache: Any
         self._step: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Any], torch.Tensor]
         if model.config.is_encoder_decoder:
@@ -407,7 +410,8 @@ class _Decoding:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Shape: (B, N, D) -> (B, N, W), 32-bit."""
-        return head_logits(self._model, hidden)
+        logits = head_logits(self._model, hidden)
+        return logits if self._bias is None else logits + self._bias[:, None]
 
     def step(self, tokens: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor, keep: bool = True) -> torch.Tensor:
         """Hidden states of new columns.

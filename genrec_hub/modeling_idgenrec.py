@@ -142,6 +142,8 @@ class IDGenRecModel(HubModel, PreTrainedModel):
         soft: torch.Tensor | None = None,
         nodes: torch.Tensor | None = None,
         trie: Trie | None = None,
+        bias: torch.Tensor | None = None,
+        owner: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **_: Any,
     ) -> IDGenRecOutput:
@@ -161,6 +163,8 @@ class IDGenRecModel(HubModel, PreTrainedModel):
             soft: (B, S) place in the flattened `written` of the token at this place of a prompt, -1 for all other tokens.
             nodes: (B, T) with `trie`: the node of the tree from which each label is an edge.
             trie: normalise the recommender's probabilities over the edges of this tree instead of the vocabulary.
+            bias: (M, W) what is added to the recommender's logits, row by row of `owner`; see `IDGenRecProcessor.copy_bias`.
+            owner: (B, T) row of `bias` for each label.
             num_items_in_batch: label tokens of the whole (accumulated, distributed) batch, for the mean.
         """
         if labels is None:
@@ -181,8 +185,15 @@ class IDGenRecModel(HubModel, PreTrainedModel):
         if trie is not None:
             assert nodes is not None
             told = labels >= 0
-            return IDGenRecOutput(loss=tree_loss(self.recommender, states[told], labels[told], nodes[told], trie) / count)
+            return IDGenRecOutput(
+                loss=tree_loss(
+                    self.recommender, states[told], labels[told], nodes[told], trie, bias, None if owner is None else owner[told]
+                )
+                / count
+            )
         logits = head_logits(self.recommender, states)
+        if bias is not None:
+            logits = logits + bias[owner]
         return IDGenRecOutput(loss=_token_loss(logits, labels) / count, logits=logits)
 
     def soft_tokens(
@@ -295,12 +306,20 @@ def continuation_logits(model: Any, prompt: torch.Tensor, mask: torch.Tensor | N
     return head_logits(model, continuation_states(model, prompt, mask, continuation))
 
 
-def tree_loss(model: Any, states: torch.Tensor, labels: torch.Tensor, nodes: torch.Tensor, trie: Trie) -> torch.Tensor:
+def tree_loss(
+    model: Any,
+    states: torch.Tensor,
+    labels: torch.Tensor,
+    nodes: torch.Tensor,
+    trie: Trie,
+    bias: torch.Tensor | None = None,
+    owner: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The sum of the negative log-likelihoods of labels among the tokens that the tree allows after their nodes.
 
     Every item passes the root, so its many edges are compared in one product; of other nodes each has few.
 
-    Shape: states (N, D), labels (N,), nodes (N,) -> ().
+    Shape: states (N, D), labels (N,), nodes (N,), bias (M, W) with owner (N,) -> ().
     """
     total = states.new_zeros((), dtype=torch.float32)
     at_root = nodes == trie.root
@@ -313,10 +332,15 @@ def tree_loss(model: Any, states: torch.Tensor, labels: torch.Tensor, nodes: tor
             legal = trie.children(nodes.new_tensor([trie.root]))[0]
             order = legal.argsort()
             place = order[torch.searchsorted(legal[order], wanted)]
-            total = total + F.cross_entropy(head_logits(model, own, columns=legal), place, reduction="sum")
+            logits = head_logits(model, own, columns=legal)
+            if bias is not None and owner is not None:
+                logits = logits + bias[owner[here]][:, legal]
+            total = total + F.cross_entropy(logits, place, reduction="sum")
             continue
         legal, _, counts = trie.children(nodes[here])
         logits = head_logits(model, own.repeat_interleave(counts, 0), tokens=legal)
+        if bias is not None and owner is not None:
+            logits = logits + bias[owner[here].repeat_interleave(counts), legal]
         right = legal == wanted.repeat_interleave(counts)
         total = total + segment_logsumexp(logits, counts).sum() - logits[right].sum()
     return total

@@ -46,6 +46,8 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         encoder: whether the recommender reads prompts in an encoder (T5).
         max_items: items of a history that are read, the last ones.
         max_text: tokens of an item's text that the generator reads.
+        copy: how much tokens that stand in the history's IDs are preferred; 0 = not at all. See `copy_bias`.
+        copy_decay: how fast that fades with items further back.
 
     Raises:
         ValueError: when the identifiers are not those of the catalogue.
@@ -60,10 +62,13 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         encoder: bool = False,
         max_items: int = 20,
         max_text: int = 256,
+        copy: float = 0.0,
+        copy_decay: float = 0.3,
     ) -> None:
         self.tokenizer = tokenizer
         self.catalog = Catalog(()) if catalog is None else catalog
         self.max_items, self.max_text = max_items, max_text
+        self.copy, self.copy_decay = copy, copy_decay
         self.prompts = PromptWriter(tokenizer, prompt, encoder)
         self.encoder = encoder
         self._identifiers = identifiers
@@ -81,6 +86,15 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
             raise ValueError("This checkpoint carries no catalogue: give one, for instance catalog=Catalog.from_file('items.csv').")
         return self._identifiers
 
+    @cached_property
+    def rarity(self) -> torch.Tensor:
+        """log(V / items whose ID holds a token) / log V: 1 for a token of one item, 0 for one of all or of none. Shape: (W,)."""
+        size = len(self._tokens) + 1
+        counts = torch.zeros(len(self.tokenizer))
+        for own in self._tokens:
+            counts[list(set(own))] += 1
+        return torch.where(counts > 0, (size / counts.clamp(min=1)).log(), 0.0) / float(np.log(size))
+
     @property
     def without_ids(self) -> bool:
         """Whether no catalogue has been given IDs yet."""
@@ -96,7 +110,9 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         return [own.tolist() for own in self.identifiers.tokens]
 
     def _like(self, catalog: Catalog | None, identifiers: Identifiers | None) -> "IDGenRecProcessor":
-        return IDGenRecProcessor(self.tokenizer, catalog, identifiers, self.prompts.kind, self.encoder, self.max_items, self.max_text)
+        return IDGenRecProcessor(
+            self.tokenizer, catalog, identifiers, self.prompts.kind, self.encoder, self.max_items, self.max_text, self.copy, self.copy_decay
+        )
 
     # Catalogues
 
@@ -224,7 +240,26 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         """Prompts of histories given as ID tokens. Shape: B histories -> input_ids, attention_mask (B, S)."""
         users: list[list[int]] = self.user_tokens(histories, model) if self.prompts.needs_user else [[]] * len(histories)
         cut = [history[-self.max_items :] for history in histories]
-        return pad_prompts([self.prompts.write(own, user) for own, user in zip(cut, users, strict=True)], self.pad)
+        batch = pad_prompts([self.prompts.write(own, user) for own, user in zip(cut, users, strict=True)], self.pad)
+        return {**batch, "bias": torch.stack([self.copy_bias(own)[-1] for own in cut])} if self.copy else batch
+
+    def copy_bias(self, history: Sequence[Sequence[int]]) -> torch.Tensor:
+        """What is added to the logits after each prefix of a history: tokens of its IDs are preferred, rare and recent ones more.
+
+        The value of a token is copy x sum over the items that hold it of exp(-copy_decay x items since) x `rarity`.
+
+        Differs: IDGenRec has no such term; a small recommender without it has to learn to copy from examples, and on catalogues that it
+        never saw it cannot.
+
+        Shape: L items -> (L + 1, W), after 0, 1, .. L items.
+        """
+        rows = [torch.zeros(len(self.tokenizer))]
+        for own in history:
+            following = rows[-1] * float(np.exp(-self.copy_decay))
+            held = list(set(own))
+            following[held] += self.copy * self.rarity[held]
+            rows.append(following)
+        return torch.stack(rows)
 
     def user_tokens(self, histories: Sequence[Sequence[Sequence[int]]], model: IDGenRecModel | None) -> list[list[int]]:
         """The ID of each user: what the generator writes about the IDs of this very history, so nothing after it can be known.
@@ -398,6 +433,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
             self.identifiers.save(folder / "catalog")
             written += sorted((folder / "catalog").iterdir())
         card = {"prompt": self.prompts.kind, "encoder": self.encoder, "max_items": self.max_items, "max_text": self.max_text}
+        card |= {"copy": self.copy, "copy_decay": self.copy_decay}
         self.write_card(folder, card, with_catalog)
         seal(folder, *SIDECARS, *TOKENIZER)
         if push_to_hub:
@@ -424,7 +460,8 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
                     f"{catalog.fingerprint[:12]}: copy the folder again or index the catalogue anew."
                 )
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return cls(tokenizer, catalog, identifiers, card["prompt"], card["encoder"], card["max_items"], card["max_text"])
+        own = {name: card[name] for name in ("prompt", "encoder", "max_items", "max_text", "copy", "copy_decay") if name in card}
+        return cls(tokenizer, catalog, identifiers, **own)
 
 
 def _whole(written: str, text: str) -> str:

@@ -93,7 +93,7 @@ class IDGenRecTrainer(NextItemTrainer):
         validation_processor: IDGenRecProcessor | None = None,
         **more: Any,
     ) -> None:
-        several = [processor] if isinstance(processor, IDGenRecProcessor) else list(processor)
+        self.several = several = [processor] if isinstance(processor, IDGenRecProcessor) else list(processor)
         self.processor, self.tries = several[0], [own.trie for own in several]
         self.validation_processor = validation_processor or self.processor
         self.tokens = [tokens.tolist() for own in several for tokens in own.identifiers.tokens]
@@ -127,6 +127,25 @@ class IDGenRecTrainer(NextItemTrainer):
         nodes, _ = pad_tokens([[node for item in own for node in self.parents[item]] for own in rows], 0)
         return {"labels": labels_of(tokens, eos), "nodes": nodes}
 
+    def biases(self, histories: Sequence[Sequence[Sequence[int]]], rows: Sequence[Sequence[int]], every: bool) -> dict[str, torch.Tensor]:
+        """The copy bias of each label, after each prefix of a history or after all of it.
+
+        Shape: B histories -> bias (M, W), owner (B, T).
+        """
+        if not self.processor.copy:
+            return {}
+        processor = self.several[int(self.domains[rows[0][0]])]
+        found = [processor.copy_bias(own)[0 if every else -1 :] for own in histories]
+        starts = np.cumsum([0, *map(len, found)])
+        owner, _ = pad_tokens(
+            [
+                [int(start) + place for place, item in enumerate(own) for _ in range(len(self.tokens[item]) + 1)]
+                for start, own in zip(starts, rows, strict=False)
+            ],
+            0,
+        )
+        return {"bias": torch.cat(found), "owner": owner}
+
     def draw(self, sequence: np.ndarray) -> np.random.Generator:
         """Randomness that is a function of seed, step and sequence alone, whatever the process or the part of the batch."""
         return np.random.default_rng((self.args.seed, self.state.global_step, *sequence[:4].tolist()))
@@ -159,7 +178,8 @@ class PackedRecommenderTrainer(IDGenRecTrainer):
     def prompts(self, items: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """The start token is the prompt, all IDs are its continuation. Shape: items (B, L) -> B prompts of one token."""
         rows = [own[own >= 0].tolist() for own in items.cpu().numpy()]
-        return {"input_ids": torch.full((len(rows), 1), self.processor.prompts.start), **self.labels(rows)}
+        batch = {"input_ids": torch.full((len(rows), 1), self.processor.prompts.start), **self.labels(rows)}
+        return batch | self.biases([[self.tokens[item] for item in own[:-1]] for own in rows], rows, every=True)
 
 
 class PromptRecommenderTrainer(IDGenRecTrainer):
@@ -180,7 +200,7 @@ class PromptRecommenderTrainer(IDGenRecTrainer):
                 wordings.append(drawn[place])
         users = self.processor.user_tokens(histories, self.model) if self.processor.prompts.needs_user else [[]] * len(histories)
         made = [self.processor.prompts.write(*one) for one in zip(histories, users, wordings, strict=True)]
-        return {**pad_prompts(made, self.processor.pad), **self.labels(targets)}
+        return {**pad_prompts(made, self.processor.pad), **self.labels(targets), **self.biases(histories, targets, every=False)}
 
 
 class GeneratorTrainer(IDGenRecTrainer):
@@ -234,7 +254,7 @@ class GeneratorTrainer(IDGenRecTrainer):
         texts = {"text_ids": text_ids, "text_mask": text_mask, "written": tokens.masked_fill(beyond, -100)}
         if words is not None:
             texts["legal"] = legal_tokens(words, texts["written"], processor.eos, len(processor.tokenizer))
-        return {**batch, **texts, "soft": soft, **self.labels(targets)}
+        return {**batch, **texts, "soft": soft, **self.labels(targets), **self.biases(known, targets, every=False)}
 
 
 def _one_target(entries: list[np.ndarray]) -> dict[str, torch.Tensor]:

@@ -140,6 +140,44 @@ def test_beams_on_demand_are_those_of_the_search(pair):
 
 
 @pytest.mark.parametrize("normalizer", ["vocabulary", "tree"])
+@pytest.mark.parametrize("kind", [("qwen3", "t5"), ("t5", "t5")], ids="-".join)
+def test_a_copy_bias_is_added_to_the_logits_wherever_they_are_made(tiny_idgenrec, id_processor, normalizer, kind):
+    """Search, exact scores and training see the same numbers; the bias itself is the formula of its docstring."""
+    model, processor = tiny_idgenrec(*kind), id_processor(**kind_of(kind[0]))
+    model.config.normalizer, model.config.length_penalty = normalizer, 0.0
+    plain = processor.recommend(model, HISTORIES, top=5)
+    processor.copy, processor.copy_decay = 3.0, 0.5
+    tokens, trie = processor._tokens, processor.trie
+    history = [3, 10, 31]
+    bias = processor.copy_bias([tokens[item] for item in history])
+    for token in range(bias.shape[1]):
+        holders = sum(token in own for own in tokens)
+        rarity = np.log((len(tokens) + 1) / holders) / np.log(len(tokens) + 1) if holders else 0.0
+        for prefix in range(4):
+            want = sum(np.exp(-0.5 * (prefix - 1 - place)) for place, item in enumerate(history[:prefix]) if token in tokens[item])
+            assert float(bias[prefix, token]) == pytest.approx(3.0 * want * rarity, abs=1e-5)
+    inputs = processor.inputs([[tokens[item] for item in history]], model)
+    assert torch.equal(inputs["bias"][0], bias[-1])
+    scores = model.score(inputs, trie)
+    found = model.recommend(inputs, trie, beams=60)
+    assert torch.allclose(found.scores, scores.gather(1, found.rows), atol=1e-4)
+    paths = trie.paths(torch.tensor([5]))
+    before = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1].clamp(min=0)], 1)
+    labels = labels_of([tokens[5]], processor.eos)
+    own = {name: values for name, values in inputs.items() if name != "bias"}
+    loss = model(
+        **own, labels=labels, nodes=before[:, : labels.shape[1]], trie=trie if normalizer == "tree" else None,
+        bias=bias, owner=torch.full_like(labels, 3), num_items_in_batch=1,
+    ).loss  # fmt: skip
+    assert float(loss.detach()) == pytest.approx(-float(scores[0, 5]), abs=1e-4)
+    together = processor.recommend(model, HISTORIES, top=5)
+    assert [a.score for a in together[0]] != [a.score for a in plain[0]]
+    (alone,) = processor.recommend(model, HISTORIES[2:], top=5)
+    assert [a.score for a in alone] == pytest.approx([a.score for a in together[2]], abs=1e-5)
+    processor.copy = 0.0
+
+
+@pytest.mark.parametrize("normalizer", ["vocabulary", "tree"])
 def test_packed_equals_every_prefix_alone(tiny_idgenrec, id_processor, normalizer):
     """Loss and gradient of a history's single forward are those of one forward per item."""
     model, processor = tiny_idgenrec(), id_processor()
