@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--quota", type=int, default=3000, help="users of a domain in one epoch, at the most")
     parser.add_argument("--max-text", type=int, default=48, help="tokens of an item's text that the generator reads")
     parser.add_argument("--max-items", type=int, default=20, help="history items that the recommender reads")
+    parser.add_argument("--copy", type=float, default=8.0, help="how much tokens of the history's IDs are preferred")
+    parser.add_argument("--copy-decay", type=float, default=0.15, help="how fast that fades with items further back")
     parser.add_argument("--config", type=json.loads, default={}, help="JSON of further IDGenRecConfig values")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
@@ -66,11 +68,16 @@ def main() -> None:
     with redirect_stdout(sys.stderr):
         set_seed(chosen.seed)
         model, bare, written = writer(chosen, [domain.catalog for domain in domains])
+        bare.copy, bare.copy_decay = chosen.copy, chosen.copy_decay
+        for name, value in settings_of(chosen).items():
+            setattr(model.config, name, value)
         model.eval()
         processors = [identified(chosen, model, bare, name, domain.catalog) for name, domain in zip(names, domains, strict=True)]
         validation = identified(chosen, model, bare, chosen.validation, held.catalog)
         trainer = recommender(chosen, model, processors, validation, held, sequences, domain_of)
         before = trainer.rank_validation()
+        model.save_pretrained(chosen.output / "start")
+        bare.with_catalog(shop, model=model).save_pretrained(chosen.output / "start")
         logger.info("untrained, on %s: %s", chosen.validation, before)
         run(trainer, chosen.resume)
         penalties = trainer.choose_length_penalty()
@@ -88,10 +95,20 @@ def main() -> None:
         "cpu_seconds": round(time.process_time() - cpu),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
+    if before["ndcg@10"] >= report["validation"]["ndcg@10"]:
+        logger.warning(
+            "Training has not bettered the start on %s; the start is kept apart in %s.", chosen.validation, chosen.output / "start"
+        )
     model.eval().save_pretrained(chosen.output)
     bare.with_catalog(shop, model=model).save_pretrained(chosen.output)
     (chosen.output / "training.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report))
+
+
+def settings_of(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Of `IDGenRecConfig`."""
+    small = {"normalizer": "vocabulary", "own_words": True, "length_penalty": 1.0, "max_length": 16, "dropout": 0.1, "groups": 6}
+    return {**small, **chosen.config}
 
 
 def writer(chosen: argparse.Namespace, catalogs: list[Catalog]) -> tuple[IDGenRecModel, IDGenRecProcessor, dict[str, Any]]:
@@ -125,7 +142,9 @@ def identified(chosen: argparse.Namespace, model: IDGenRecModel, bare: IDGenRecP
     """The processor of a catalogue with the IDs that the generator writes; kept for --resume."""
     place = chosen.output / "checkpoints" / name
     if chosen.resume and (place / "processor_config.json").is_file():
-        return IDGenRecProcessor.from_pretrained(place)
+        processor = IDGenRecProcessor.from_pretrained(place)
+        processor.copy, processor.copy_decay = chosen.copy, chosen.copy_decay
+        return processor
     start = time.process_time()
     processor = bare.with_catalog(catalog, model=model)
     logger.info("%s: %d IDs in %.0f s, such as %s", name, len(catalog), time.process_time() - start, processor.identifiers.texts[:5])
