@@ -14,42 +14,80 @@ from collections.abc import Sequence
 import torch
 
 
+_BLOCK, _FEW = 32, 16_384
+
+
+@torch.no_grad()
 def top_k(
     queries: torch.Tensor,
     index: torch.Tensor,
     k: int,
     excluded: Sequence[Sequence[int]] | None = None,
     allowed: torch.Tensor | None = None,
-    chunk: int = 262_144,
+    chunk: int = 32_768,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the k best items of each query, best first; equal scores go to the lower row.
 
     Args:
         queries: (B, W).
-        index: (V, W).
+        index: (V, W); fastest when its columns are contiguous, as `SETRecModel.index` makes it.
         k: how many; fewer come back when fewer may be shown (then score -inf, row -1).
         excluded: rows that may not come, per query.
         allowed: (V,) true for rows that may come (a department); all when None.
-        chunk: rows scored at a time, so that memory stays bounded for large catalogues.
+        chunk: rows scored at a time, so that scores stay in the cache and memory stays bounded for large catalogues.
 
     Shape: -> scores (B, k), rows (B, k).
     """
-    best_scores = queries.new_full((len(queries), 0), 0.0)
-    best_rows = torch.zeros((len(queries), 0), dtype=torch.long, device=queries.device)
-    for start in range(0, len(index), chunk):
-        part = queries @ index[start : start + chunk].T
+    shut = [(user, row) for user, own in enumerate(excluded or ()) for row in own]
+    users, gone = torch.tensor(shut, device=queries.device).unbind(1) if shut else (None, None)
+    found = []
+    for start in range(0, max(1, len(index)), chunk):
+        scores = queries @ index[start : start + chunk].T
         if allowed is not None:
-            part = part.masked_fill(~allowed[start : start + chunk], -torch.inf)
-        for row, own in enumerate(excluded or ()):
-            inside = [r - start for r in own if start <= r < start + part.shape[1]]
-            part[row, inside] = -torch.inf
-        rows = _lowest_of_the_best(part, min(k, part.shape[1]))
-        merged, rows = torch.cat([best_scores, part.gather(1, rows)], 1), torch.cat([best_rows, rows + start], 1)
-        # Among equal scores rows rise from left to right, and a stable sort keeps that.
-        order = merged.argsort(dim=1, descending=True, stable=True)[:, :k]
-        best_scores, best_rows = merged.gather(1, order), rows.gather(1, order)
-    best_rows = best_rows.masked_fill(best_scores == -torch.inf, -1)
-    return best_scores, best_rows
+            scores.masked_fill_(~allowed[start : start + chunk], -torch.inf)
+        if users is not None and gone is not None:
+            inside = (gone >= start) & (gone < start + scores.shape[1])
+            scores[users[inside], gone[inside] - start] = -torch.inf
+        best, rows = _best(scores, min(k, scores.shape[1]))
+        found.append((best, rows + start if start else rows))
+    best, rows = found[0] if len(found) == 1 else merge([best for best, _ in found], [rows for _, rows in found], k)
+    return best, rows.masked_fill(best == -torch.inf, -1)
+
+
+def merge(scores: Sequence[torch.Tensor], rows: Sequence[torch.Tensor], k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best of several lists (parts of a catalogue), equal scores by rising row. Shape: lists of (B, k') each -> (B, k) each."""
+    every, places = torch.cat(list(scores), 1), torch.cat(list(rows), 1)
+    rising = places.argsort(dim=1)
+    every, places = every.gather(1, rising), places.gather(1, rising)
+    order = every.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return every.gather(1, order), places.gather(1, order)
+
+
+def _best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best columns, best first, equal scores by rising column. Shape: (B, C) -> (B, k) each."""
+    width = scores.shape[1]
+    if width > _FEW and width > 2 * _BLOCK * k:
+        best, columns = _best_of_blocks(scores, k + 1)
+    elif width > k:
+        best, columns = scores.topk(k + 1)
+    else:
+        best, columns = scores.sort(dim=1, descending=True, stable=True)
+    if width > k and bool((best[:, :-1] > best[:, 1:]).all()):
+        return best[:, :k], columns[:, :k]
+    places = _lowest_of_the_best(scores, k)
+    return merge([scores.gather(1, places)], [places], k)
+
+
+def _best_of_blocks(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best columns (of equal scores any): they lie in the k blocks of the highest maxima, so most is read only once. Shape: as `_best`."""
+    whole = scores.shape[1] // _BLOCK * _BLOCK
+    blocks = scores[:, :whole].unflatten(1, (-1, _BLOCK))
+    own = blocks.amax(2).topk(k, sorted=False).indices[:, :, None]
+    columns = (own * _BLOCK + torch.arange(_BLOCK, device=own.device)).flatten(1)
+    rest = torch.arange(whole, scores.shape[1], device=own.device).expand(len(scores), -1)
+    columns = torch.cat([columns, rest], 1)
+    best, places = scores.gather(1, columns).topk(k)
+    return best, columns.gather(1, places)
 
 
 def _lowest_of_the_best(scores: torch.Tensor, k: int) -> torch.Tensor:

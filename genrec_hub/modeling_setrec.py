@@ -419,41 +419,46 @@ class SETRecModel(HubModel, PreTrainedModel):
     ) -> torch.Tensor:
         """Encodes a catalogue for `top_k`. An item without a CF vector has no CF term in its score.
 
+        The numbers of one column lie side by side in memory: a few queries then read the index once, in order (twice as fast for one).
+
         Shape: semantic (V, S), cf (V, C), has_cf (V,) -> (V, W).
         """
 
-        def pieces() -> Iterator[torch.Tensor]:
-            for start in range(0, max(1, len(semantic)), chunk):
-                part = slice(start, start + chunk)
-                known = None
-                if cf is not None:
-                    known = (torch.ones(len(cf[part])) if has_cf is None else has_cf[part].float()).to(semantic)[:, None]
-                if self.grounds_in_latent_space:
-                    latent = self.semantic.latent(semantic[part])
-                    if self.cf is None:
-                        yield latent
-                    else:
-                        empty = semantic.new_zeros(len(latent), self.config.cf_size)
-                        here = empty[:, :1] if known is None or cf is None else known
-                        yield torch.cat([empty if cf is None else cf[part] * here, here, latent], 1)
-                else:
-                    tokens = self.tokenize(semantic[part], None if cf is None else cf[part])
-                    if self.cf is not None:
-                        tokens[:, 0] *= 0.0 if known is None else known
-                    yield tokens.flatten(1)
+        def encode(part: slice) -> torch.Tensor:
+            known = None
+            if cf is not None:
+                known = (torch.ones(len(cf[part])) if has_cf is None else has_cf[part].float()).to(semantic)[:, None]
+            if self.grounds_in_latent_space:
+                latent = self.semantic.latent(semantic[part])
+                if self.cf is None:
+                    return latent
+                empty = semantic.new_zeros(len(latent), self.config.cf_size)
+                here = empty[:, :1] if known is None or cf is None else known
+                return torch.cat([empty if cf is None else cf[part] * here, here, latent], 1)
+            tokens = self.tokenize(semantic[part], None if cf is None else cf[part])
+            if self.cf is not None:
+                tokens[:, 0] *= 0.0 if known is None else known
+            return tokens.flatten(1)
 
-        return torch.cat(list(pieces()))
+        first = encode(slice(0, chunk))
+        columns = first.new_empty(first.shape[1], len(semantic))
+        columns[:, : len(first)] = first.T
+        for start in range(chunk, len(semantic), chunk):
+            columns[:, start : start + chunk] = encode(slice(start, start + chunk)).T
+        return columns.T
 
     def ground(self, generated: torch.Tensor) -> torch.Tensor:
         """Folds generated tokens and slot weights into one query for `top_k`. Shape: generated (B, Q, D) -> (B, W)."""
-        weighted = generated * self.slot_weights(generated)[:, None]
         if not self.grounds_in_latent_space:
-            return weighted.flatten(1)
-        first = int(self.config.has_cf)
-        query = weighted[:, first:].flatten(1) @ self.semantic.last.weight
+            return (generated * self.slot_weights(generated)[:, None]).flatten(1)
+        first, cf_share, share = int(self.config.has_cf), 1 - self.config.beta, self.config.beta
+        if self.config.slot_weights:
+            generated, cf_share, share = generated * self.slot_weights(generated)[:, None], 1.0, 1.0
+        query = generated[:, first:].flatten(1) @ self.semantic.last.weight
         if self.cf is None:
             return query
-        return torch.cat([weighted[:, 0] @ self.cf.weight, (weighted[:, 0] @ self.cf.bias)[:, None], query], 1)
+        answer = generated[:, 0] * cf_share
+        return torch.cat([answer @ self.cf.weight, (answer @ self.cf.bias)[:, None], query * share], 1)
 
     def ground_constant(self, generated: torch.Tensor) -> torch.Tensor:
         """What the latent form leaves out of a user's scores: the bias of the semantic tokens. Shape: (B, Q, D) -> (B,)."""
