@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import torch
 
+from . import processes
+
 
 _BLOCK, _FEW = 32, 16_384
 
@@ -52,6 +54,36 @@ def top_k(
         found.append((best, rows + start if start else rows))
     best, rows = found[0] if len(found) == 1 else merge([best for best, _ in found], [rows for _, rows in found], k)
     return best, rows.masked_fill(best == -torch.inf, -1)
+
+
+def top_k_of_shares(
+    queries: torch.Tensor,
+    index: torch.Tensor,
+    first: int,
+    k: int,
+    excluded: Sequence[Sequence[int]] | None = None,
+    allowed: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`top_k` of an index that is cut up over the processes: each ranks its own rows, and only the k best of each travel.
+
+    Args:
+        queries: (B, W), the same in every process.
+        index: (V', W) the rows of this process.
+        first: number of its first row in the whole catalogue.
+        k: how many; where fewer may be shown, score -inf and row -1.
+        excluded: rows of the whole catalogue that may not come, per query.
+        allowed: (V',) true for rows of this process that may come.
+
+    Shape: -> scores (B, k), rows (B, k), the same in every process.
+    """
+    own = None if excluded is None else [[row - first for row in rows if first <= row < first + len(index)] for rows in excluded]
+    scores, rows = top_k(queries, index, k, own, allowed)
+    shape = (processes.count(), len(queries), k)
+    every, where = scores.new_zeros(shape), rows.new_zeros(shape)
+    every[processes.number()], where[processes.number()] = -torch.inf, -1
+    every[processes.number(), :, : scores.shape[1]] = scores
+    where[processes.number(), :, : rows.shape[1]] = torch.where(rows < 0, rows, rows + first)
+    return merge(list(processes.added(every)), list(processes.added(where)), k)
 
 
 def merge(scores: Sequence[torch.Tensor], rows: Sequence[torch.Tensor], k: int) -> tuple[torch.Tensor, torch.Tensor]:

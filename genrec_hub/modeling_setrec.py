@@ -4,7 +4,8 @@ Dims: B batch · L items in a history · Q tokens of an identifier (1 CF + N sem
 A asked prefixes · P scored positions · C candidates of a step · S width of semantic vectors · W index width · K shown items.
 
 Source: SETRec (SIGIR 2025, arXiv 2502.10833), sections 3.1 (tokenizers), 3.2 (sparse attention, query-guided generation), 3.3 (grounding).
-Differs: options that the paper lacks are off in `SETRecConfig`'s defaults: unit-length generated tokens with a learned scale, a loss on
+Differs: the reconstruction error is a mean over users by their targets, not over all items of a batch, so that batches can be cut up over
+processes. Options that the paper lacks are off in `SETRecConfig`'s defaults: unit-length generated tokens with a learned scale, a loss on
 the fused score, a recency-weighted residual from the history's own tokens, sampled candidates.
 """
 
@@ -36,7 +37,7 @@ class SETRecOutput(ModelOutput):
         tokens: (B, A, Q, D) generated tokens per asked prefix; A = 1 unless packed.
         asked: (B, A) true where the prefix exists.
         generation_loss: mean cross-entropy over targets and slots.
-        reconstruction_loss: mean squared error of the semantic vectors.
+        reconstruction_loss: mean squared error of a history's semantic vectors, a mean over targets as well.
     """
 
     loss: torch.Tensor | None = None
@@ -250,8 +251,10 @@ class SETRecModel(HubModel, PreTrainedModel):
             output.generation_loss = self._generation_loss(generated[keep], candidates, labels[keep], shut) / count
             real = semantic[item_mask]
             rebuilt = self.semantic.reconstruct(tokens[item_mask][:, int(config.has_cf) :])
-            share = keep.sum() / count
-            output.reconstruction_loss = F.mse_loss(rebuilt, real) * share if len(real) else real.sum()
+            # A user's mean error counts as much as the user's targets, so that parts of a batch add up to the whole.
+            shares = keep.sum(1).to(real) / item_mask.sum(1).clamp(min=1) / count
+            errors = F.mse_loss(rebuilt, real, reduction="none").mean(-1)
+            output.reconstruction_loss = (errors * shares[item_mask.nonzero()[:, 0]]).sum()
             output.loss = output.generation_loss + config.alpha * output.reconstruction_loss
         return output
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoProcessor, Pipeline
 
+from . import processes
 from .catalog import Catalog, Item
 from .checkpoint import TASK, fetch, push
 from .history import History
@@ -129,6 +130,24 @@ class RecommendationPipeline(Pipeline):
             catalog = Catalog.from_items(catalog)
         answers = super().__call__([batch], top_k=top_k, catalog=catalog, exclude_seen=exclude_seen, department=department, **kwargs)[0]
         return answers if several else answers[0]
+
+    def recommend_all(
+        self, histories: Sequence[Lines], batch_size: int = 64, *, catalog: Catalog | None = None, **options: Any
+    ) -> list[list[dict[str, object]]]:
+        """Recommends for many histories, some at a time; several processes (torchrun) do a share each, and all have the whole answer.
+
+        Args:
+            histories: as for a call.
+            batch_size: histories at once.
+            catalog: as for a call.
+            **options: of a call: `top_k`, `exclude_seen`, `department`.
+        """
+        self._index(catalog)  # by all processes together, also by one that has no history of its own
+        own = [histories[row] for row in processes.share(len(histories))]
+        answers: list[list[dict[str, object]]] = []
+        for start in range(0, len(own), batch_size):
+            answers += super().__call__([own[start : start + batch_size]], catalog=catalog, **options)[0]
+        return processes.gathered(answers)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         known = {"top_k", "catalog", "exclude_seen", "department"}

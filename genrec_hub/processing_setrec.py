@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 from transformers import BatchFeature, ProcessorMixin
 
+from . import processes
 from .catalog import Catalog, Item, Recommendation
 from .checkpoint import SIDECARS, HubProcessor, read_arrays, seal, write_arrays
 from .grounding import top_k
@@ -100,9 +101,18 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         return {name: values for name, values in self._arrays().items() if name not in OF_THE_CATALOG}
 
     def _encode(self, items: Sequence[Item], known: Mapping[str, np.ndarray] | None, progress: Progress | None) -> dict[str, np.ndarray]:
-        """Encodes items by what is known of their catalogue; as a catalogue of their own when nothing is (design decision 10)."""
+        """Encodes items by what is known of their catalogue; as a catalogue of their own when nothing is (design decision 10).
+
+        Of a catalogue of their own, several processes encode a share each.
+        """
         lines, found = [item.line for item in items], {}
-        parts = [self.encoder.encode(lines, progress)]
+        own = processes.share(len(lines)) if known is None else range(len(lines))
+        vectors = self.encoder.encode(lines[own.start : own.stop], progress)
+        if len(own) < len(lines):
+            every = np.zeros((len(lines), vectors.shape[1]), np.float32)
+            every[own.start : own.stop] = vectors
+            vectors = processes.added(torch.from_numpy(every)).numpy()
+        parts = [vectors]
         if self.spelling:
             found["rarity"] = rarity(lines) if known is None else known["rarity"]
             parts.append(spell(lines, found["rarity"], self.spelling))
@@ -221,9 +231,16 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
     # Recommendations
 
     def index(self, model: SETRecModel) -> torch.Tensor:
-        """What recommendations are looked up in, on the model's device. Shape: -> (V, W)."""
-        there = {name: values.to(model.device) for name, values in self.features.items()}
-        return model.index(there["semantic"], there.get("cf"), there.get("has_cf"))
+        """What recommendations are looked up in, on the model's device; several processes index a share each. Shape: -> (V, W)."""
+        size = len(self.catalog)
+        own = processes.share(size)
+        there = {name: values[own.start : own.stop].to(model.device) for name, values in self.features.items()}
+        part = model.index(there["semantic"], there.get("cf"), there.get("has_cf"))
+        if processes.count() == 1:
+            return part
+        columns = part.new_zeros(part.shape[1], size)
+        columns[:, own.start : own.stop] = part.T
+        return processes.added(columns).T
 
     def score(
         self, model: SETRecModel, histories: Sequence[np.ndarray], index: torch.Tensor | None = None, exclude_seen: bool = True

@@ -99,7 +99,9 @@ def put_neighbours(table: Table, rounds: int) -> None:
     """Approximate grounding at 1.2 million items."""
     found = neighbours.million(SIZES["1m"], rounds)
     table.put("ann_recall_1m", found["recall"], found["note"])
-    table.put("ann_time_1m", found["ours"] / found["exact"], f"exact {ms(found['exact'])}, approximate with exact scores {ms(found['ours'])}")
+    table.put(
+        "ann_time_1m", found["ours"] / found["exact"], f"exact {ms(found['exact'])}, approximate with exact scores {ms(found['ours'])}"
+    )
 
 
 def put_training(table: Table, rounds: int) -> None:
@@ -132,7 +134,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the 12k sizes only")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="beams one_shot grounding neighbours training tree throughput")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="PART", help="beams one_shot grounding neighbours training tree throughput"
+    )
     parser.add_argument("--curves", action="store_true", help="also the cost curves, as plots in docs/")
     parser.add_argument("--json", type=Path, help="where the figures go")
     chosen = parser.parse_args()
@@ -161,7 +165,13 @@ def main() -> None:
             table.skip(name, reason)
     drawn = curves.draw(DOCS, rounds=2 if chosen.quick else 3) if chosen.curves else {}
     versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
-    machine = {"platform": platform.platform(), "processor": curves.processor(), "threads": 1, **versions, "seconds": round(time.time() - start)}
+    machine = {
+        "platform": platform.platform(),
+        "processor": curves.processor(),
+        "threads": 1,
+        **versions,
+        "seconds": round(time.time() - start),
+    }
     if chosen.json is not None:
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
         chosen.json.write_text(json.dumps({"figures": table.figures, "curves": drawn, "machine": machine}, indent=2) + "\n")
