@@ -139,7 +139,7 @@ def _with_relative_bias(
 
 
 def _reads_few(attention: Any, hidden: torch.Tensor) -> bool:
-    """Whether `_read` stands in for a block's own cross-attention: no dropout, adapter, checkpointing or half-precision clamp is passed by."""
+    """Whether `_read` stands in for a block's cross-attention: no dropout, adapter, checkpointing or half-precision clamp is lost."""
     bare = type(attention.k) is nn.Linear and type(attention.v) is nn.Linear
     return bare and not attention.training and hidden.dtype in (torch.float32, torch.float64)
 

@@ -4,25 +4,30 @@ Dims: B batch · Q tokens of an identifier · D hidden size · V catalogue size 
 
 A slot's item vectors are affine in a small latent vector (64 CF numbers, the autoencoder's last hidden layer), so
 `sum_k w_k q_k . z_i^k = (sum_k w_k A_k^T q_k) . h_i + constant of the user`: one product of width W = 64 + AE width instead of Q x D,
-with the same ranking. Where Q x D is the smaller one, the tokens themselves are the index.
+with the same ranking. Where Q x D is the smaller one, the tokens themselves are the index. Above a million items or so, `NearIndex` looks
+through a part of them only; processes may hold a share each (`top_k_of_shares`).
 
 Source: SETRec section 3.3 (grounding heads), design decision 6.
 """
 
+import logging
 from collections.abc import Sequence
 
 import torch
 
 from . import processes
 
+logger = logging.getLogger(__name__)
 
+LARGE = 500_000
+"""Items from which on a pipeline looks through the nearest lists only."""
 _BLOCK, _FEW = 32, 16_384
 
 
 @torch.no_grad()
 def top_k(
     queries: torch.Tensor,
-    index: torch.Tensor,
+    index: "torch.Tensor | NearIndex",
     k: int,
     excluded: Sequence[Sequence[int]] | None = None,
     allowed: torch.Tensor | None = None,
@@ -32,7 +37,7 @@ def top_k(
 
     Args:
         queries: (B, W).
-        index: (V, W); fastest when its columns are contiguous, as `SETRecModel.index` makes it.
+        index: (V, W); fastest when its columns are contiguous, as `SETRecModel.index` makes it. A `NearIndex` answers by itself.
         k: how many; fewer come back when fewer may be shown (then score -inf, row -1).
         excluded: rows that may not come, per query.
         allowed: (V,) true for rows that may come (a department); all when None.
@@ -40,6 +45,8 @@ def top_k(
 
     Shape: -> scores (B, k), rows (B, k).
     """
+    if isinstance(index, NearIndex):
+        return index.top_k(queries, k, excluded, allowed)
     shut = [(user, row) for user, own in enumerate(excluded or ()) for row in own]
     users, gone = torch.tensor(shut, device=queries.device).unbind(1) if shut else (None, None)
     found = []
@@ -64,7 +71,7 @@ def top_k_of_shares(
     excluded: Sequence[Sequence[int]] | None = None,
     allowed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`top_k` of an index that is cut up over the processes: each ranks its own rows, and only the k best of each travel.
+    """`top_k` of an index that is cut up over processes: each ranks its own rows, and only the k best of each travel.
 
     Args:
         queries: (B, W), the same in every process.
@@ -95,6 +102,68 @@ def merge(scores: Sequence[torch.Tensor], rows: Sequence[torch.Tensor], k: int) 
     return every.gather(1, order), places.gather(1, order)
 
 
+class NearIndex:
+    """An index of many items in which only the lists nearest to a query are looked through (faiss inverted lists), scored exactly.
+
+    What comes back has exact scores in exact order; what may be missing are items outside of the lists that were looked through.
+
+    Args:
+        index: (V, W) as for `top_k`.
+        lists: how many lists; about 2 sqrt(V) when None.
+        probes: lists that a query looks through.
+        seed: of the sample on which the lists are learnt.
+    """
+
+    def __init__(self, index: torch.Tensor, lists: int | None = None, probes: int = 48, seed: int = 0) -> None:
+        try:
+            import faiss
+        except ImportError as error:
+            raise ImportError("Approximate grounding needs faiss: pip install 'genrec_hub[ann]'") from error
+        size, width = index.shape
+        lists = max(1, min(lists or int(2 * size**0.5), size))
+        self.index, self.probes = index, min(probes, lists)
+        coarse = faiss.IndexFlatIP(width)
+        self._faiss = faiss.IndexIVFFlat(coarse, width, lists, faiss.METRIC_INNER_PRODUCT)
+        self._faiss.cp.seed, self._faiss.cp.niter, self._faiss.cp.max_points_per_centroid = seed + 1, 8, 48
+        sample = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[: 48 * lists]
+        self._faiss.train(index[sample].contiguous().cpu().numpy())
+        for start in range(0, size, 65_536):
+            self._faiss.add(index[start : start + 65_536].contiguous().cpu().numpy())
+        self._faiss.nprobe = self.probes
+
+    def top_k(
+        self, queries: torch.Tensor, k: int, excluded: Sequence[Sequence[int]] | None = None, allowed: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k best items that were looked at; arguments and shapes as those of the function `top_k`.
+
+        Where the lists hold too few items that may come, and under a mask, the exact form answers.
+        """
+        most = max(map(len, excluded), default=0) if excluded else 0
+        if allowed is not None or k + most > len(self.index):
+            return top_k(queries, self.index, k, excluded, allowed)
+        # The lists hold whole vectors: these are exact scores. One more than asked for shows whether equal scores are cut.
+        near, rows = self._faiss.search(queries.contiguous().cpu().numpy(), min(k + most + 1, len(self.index)))
+        found = torch.from_numpy(rows).to(queries.device)
+        scores = torch.from_numpy(near).to(queries.device).masked_fill(found < 0, -torch.inf)
+        for user, own in enumerate(excluded or ()):
+            scores[user] = scores[user].masked_fill(torch.isin(found[user], torch.as_tensor(own, device=found.device)), -torch.inf)
+        best, places = merge([scores], [found], k)
+        if bool((best == -torch.inf).any()):
+            return top_k(queries, self.index, k, excluded)
+        return best, places
+
+
+def near_index(index: torch.Tensor, least: int = LARGE) -> torch.Tensor | NearIndex:
+    """A `NearIndex` where there are more than `least` items and faiss is installed, else the index as it is."""
+    if len(index) <= least:
+        return index
+    try:
+        return NearIndex(index)
+    except ImportError as error:
+        logger.warning("%d items are ranked exactly, which takes long. %s", len(index), error)
+        return index
+
+
 def _best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k best columns, best first, equal scores by rising column. Shape: (B, C) -> (B, k) each."""
     width = scores.shape[1]
@@ -111,7 +180,7 @@ def _best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _best_of_blocks(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k best columns (of equal scores any): they lie in the k blocks of the highest maxima, so most is read only once. Shape: as `_best`."""
+    """The k best columns (of equal scores any), which lie in the k blocks of the highest maxima. Shapes as above."""
     whole = scores.shape[1] // _BLOCK * _BLOCK
     blocks = scores[:, :whole].unflatten(1, (-1, _BLOCK))
     own = blocks.amax(2).topk(k, sorted=False).indices[:, :, None]

@@ -9,7 +9,7 @@ processes. Options that the paper lacks are off in `SETRecConfig`'s defaults: un
 the fused score, a recency-weighted residual from the history's own tokens, sampled candidates.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoProcessor, Pipeline
 from . import processes
 from .catalog import Catalog, Item
 from .checkpoint import TASK, fetch, push
+from .grounding import near_index
 from .history import History
 
 logger = logging.getLogger(__name__)
@@ -211,7 +212,8 @@ class RecommendationPipeline(Pipeline):
         key = (catalog or self.catalog).fingerprint
         if key not in self._indexed:
             processor = self.processor if catalog is None else self.processor.with_catalog(catalog, model=self.model)
-            self._indexed[key] = (processor, processor.index(self.model))
+            index = processor.index(self.model)
+            self._indexed[key] = (processor, near_index(index) if isinstance(index, torch.Tensor) else index)
             while len(self._indexed) > KEPT_CATALOGS:
                 self._indexed.popitem(last=False)
         self._indexed.move_to_end(key)

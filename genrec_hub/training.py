@@ -51,7 +51,7 @@ class LengthBucketSampler(Sampler[int]):
     """Shuffles so that a batch holds sequences of similar length and of one domain; a function of seed and epoch alone.
 
     Of a single domain every sequence comes once an epoch. Of several, each is cut to whole batches, and to `quota` sequences.
-    Processes take their batches in turn, so theirs are filled up with empty places (-1): no sequence is seen twice, as one process sees none.
+    Processes take their batches in turn, so theirs are filled up with empty places (-1), and no sequence is seen twice.
 
     Args:
         lengths: length of every entry.
@@ -109,7 +109,7 @@ class LengthBucketSampler(Sampler[int]):
 
 
 class EpochOrder(TrainerCallback):
-    """Tells the sampler its epoch. In a run resumed within an epoch by several processes, accelerate wraps it out of the Trainer's reach."""
+    """Tells the sampler its epoch: where several processes resume within one, accelerate wraps it out of the Trainer's reach."""
 
     def __init__(self, sampler: LengthBucketSampler) -> None:
         self.sampler = sampler

@@ -1,4 +1,4 @@
-"""Measures hot paths against their plain forms, against what a user would take instead, and against the limit: ratios of CPU time in one run.
+"""Hot paths against their plain forms, against what a user would take instead, and against the limit: ratios of CPU time in one run.
 
 One thread, forms interleaved in one process, minimum of the rounds; every run checks that the forms give the same answers.
 
@@ -80,7 +80,8 @@ def put_beams(table: Table, size: str, rounds: int) -> None:
 def put_one_shot(table: Table, size: str, rounds: int) -> None:
     """One pass and grounding at one catalogue size."""
     spent = one_shot.against_beams(SIZES[size], rounds)
-    note = f"one-shot {ms(spent['one_shot'])}, generate() {ms(spent['hugging_face'])}; against our beams {spent['our_beams'] / spent['one_shot']:.1f} x"
+    ours = spent["our_beams"] / spent["one_shot"]
+    note = f"one-shot {ms(spent['one_shot'])}, generate() {ms(spent['hugging_face'])}; against our beams {ours:.1f} x"
     table.put(f"oneshot_vs_hf_beam_{size}", spent["hugging_face"] / spent["one_shot"], note)
     if size == "12k":
         table.put("oneshot_vs_encoder", spent["one_shot"] / spent["encoder"], f"the encoder alone {ms(spent['encoder'])}")
@@ -108,7 +109,8 @@ def put_training(table: Table, rounds: int) -> None:
     """Packed training and the loss."""
     for items in (8, 20, 50):
         spent = training.packed(items, rounds if items < 50 else min(rounds, 2))
-        note = f"per prefix {ms(spent['plain'])}, packed {ms(spent['ours'])}; against prefixes without padding {spent['unpadded'] / spent['ours']:.1f} x"
+        limit = spent["unpadded"] / spent["ours"]
+        note = f"per prefix {ms(spent['plain'])}, packed {ms(spent['ours'])}; against prefixes without padding {limit:.1f} x"
         table.put(f"packed_{items}", spent["plain"] / spent["ours"], note)
     spent = training.latent_loss(rounds)
     note = f"per token {ms(spent['plain'])}, latent {ms(spent['ours'])}; against a table split once {spent['split'] / spent['ours']:.1f} x"

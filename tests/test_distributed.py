@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_the_best_of_shares_are_the_best():
         for cuts in ([45], [10, 20, 85], [88]):
             bounds = [0, *cuts, 90]
             parts = []
-            for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+            for low, high in pairwise(bounds):
                 own = [[row - low for row in rows if low <= row < high] for rows in excluded]
                 scores, rows = top_k(queries, index[low:high], k, own)
                 parts.append((scores, torch.where(rows < 0, rows, rows + low)))

@@ -20,7 +20,7 @@ from .timing import interleaved
 
 
 def against_beams(size: int, rounds: int, users: int = 8, width: int = 20) -> dict[str, float]:
-    """CPU seconds of the best 20 items by one pass and grounding, by generate() under a prefix function, by our beams; of the encoder alone.
+    """CPU seconds of the best 20 items by one pass, by generate() under a prefix function, by our beams; of the encoder alone.
 
     Everything reads 128 positions with T5 of width 256 and 4 + 4 layers: three prompt tokens and 25 items of 4 + 1 tokens, or 128 words.
     """
