@@ -206,5 +206,5 @@ def test_the_best_of_blocks(size):
         for k in (1, 20):
             values, rows = top_k(torch.eye(3), scores.T.contiguous(), k)
             for user in range(3):
-                assert rows[user].tolist() == best(scores[user].tolist(), k)
+                assert rows[user].tolist() == scores[user].sort(descending=True, stable=True).indices[:k].tolist()
                 assert torch.equal(values[user], scores[user, rows[user]])
