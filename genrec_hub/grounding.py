@@ -15,7 +15,9 @@ from collections.abc import Sequence
 
 import torch
 
-from . import processes
+from .processes import added
+from .processes import count as process_count
+from .processes import number as process_number
 
 logger = logging.getLogger(__name__)
 
@@ -85,12 +87,12 @@ def top_k_of_shares(
     """
     own = None if excluded is None else [[row - first for row in rows if first <= row < first + len(index)] for rows in excluded]
     scores, rows = top_k(queries, index, k, own, allowed)
-    shape = (processes.count(), len(queries), k)
+    shape = (process_count(), len(queries), k)
     every, where = scores.new_zeros(shape), rows.new_zeros(shape)
-    every[processes.number()], where[processes.number()] = -torch.inf, -1
-    every[processes.number(), :, : scores.shape[1]] = scores
-    where[processes.number(), :, : rows.shape[1]] = torch.where(rows < 0, rows, rows + first)
-    return merge(list(processes.added(every)), list(processes.added(where)), k)
+    every[process_number()], where[process_number()] = -torch.inf, -1
+    every[process_number(), :, : scores.shape[1]] = scores
+    where[process_number(), :, : rows.shape[1]] = torch.where(rows < 0, rows, rows + first)
+    return merge(list(added(every)), list(added(where)), k)
 
 
 def merge(scores: Sequence[torch.Tensor], rows: Sequence[torch.Tensor], k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,12 +16,13 @@ import torch
 from torch.nn import functional as F
 from transformers import BatchFeature, ProcessorMixin
 
-from . import processes
 from .catalog import Catalog, Item, Recommendation
 from .checkpoint import SIDECARS, HubProcessor, read_arrays, seal, write_arrays
 from .grounding import top_k
 from .history import History
 from .modeling_setrec import SETRecModel
+from .processes import added, share
+from .processes import count as process_count
 from .semantic import DEFAULT_ENCODER, MAX_TOKENS, TextEncoder, crowding, ridge
 from .spelling import rarity, spell
 from .text import typical_words
@@ -106,12 +107,12 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         Of a catalogue of their own, several processes encode a share each.
         """
         lines, found = [item.line for item in items], {}
-        own = processes.share(len(lines)) if known is None else range(len(lines))
+        own = share(len(lines)) if known is None else range(len(lines))
         vectors = self.encoder.encode(lines[own.start : own.stop], progress)
         if len(own) < len(lines):
             every = np.zeros((len(lines), vectors.shape[1]), np.float32)
             every[own.start : own.stop] = vectors
-            vectors = processes.added(torch.from_numpy(every)).numpy()
+            vectors = added(torch.from_numpy(every)).numpy()
         parts = [vectors]
         if self.spelling:
             found["rarity"] = rarity(lines) if known is None else known["rarity"]
@@ -233,14 +234,14 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
     def index(self, model: SETRecModel) -> torch.Tensor:
         """What recommendations are looked up in, on the model's device; several processes index a share each. Shape: -> (V, W)."""
         size = len(self.catalog)
-        own = processes.share(size)
+        own = share(size)
         there = {name: values[own.start : own.stop].to(model.device) for name, values in self.features.items()}
         part = model.index(there["semantic"], there.get("cf"), there.get("has_cf"))
-        if processes.count() == 1:
+        if process_count() == 1:
             return part
         columns = part.new_zeros(part.shape[1], size)
         columns[:, own.start : own.stop] = part.T
-        return processes.added(columns).T
+        return added(columns).T
 
     def score(
         self, model: SETRecModel, histories: Sequence[np.ndarray], index: torch.Tensor | None = None, exclude_seen: bool = True

@@ -139,6 +139,9 @@ class NextItemTrainer(Trainer):
     positions = 2560
     """Positions (users x columns) whose graph is held at a time: a process on Beauty then stays at about 2 GiB."""
 
+    fills_batches = True
+    """Whether an empty sequence may stand in a batch, so that every process has whole batches."""
+
     control: TrainerControl
 
     def __init__(
@@ -172,7 +175,7 @@ class NextItemTrainer(Trainer):
         data: Any = self.train_dataset if train_dataset is None else train_dataset
         domains = self.domains[data.sequences.items[data.sequences.offsets[data.users]]]
         together = self.args.train_batch_size * self.args.world_size
-        filled = together > self.args.train_batch_size
+        filled = self.fills_batches and together > self.args.train_batch_size
         sampler = LengthBucketSampler(data.lengths, together, self.args.seed, domains, self.quota, filled=filled)
         self.add_callback(EpochOrder(sampler))
         return sampler

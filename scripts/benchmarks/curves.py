@@ -77,7 +77,9 @@ def all_curves(rounds: int) -> dict[str, Curve]:
         ),
         "beams": measured((1, 5, 10, 20, 50), lambda kept: {"beam search": beams(8, 128, kept, small)}, rounds),
         "batch": measured(
-            (1, 2, 4, 8, 16, 32), lambda users: {"one-shot": one_shot(users, 25, table), "beam search": beams(users, 128, 20, small)}, rounds
+            (1, 2, 4, 8, 16, 32),
+            lambda users: {"one-shot": one_shot(users, 25, table), "beam search": beams(users, 128, 20, small)},
+            rounds,
         ),
     }
 
