@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoProcessor, Pipeline
 
-from . import processes
 from .catalog import Catalog, Item
 from .checkpoint import TASK, fetch, push
 from .grounding import near_index
 from .history import History
+from .processes import gathered, share
 
 logger = logging.getLogger(__name__)
 
@@ -144,11 +144,11 @@ class RecommendationPipeline(Pipeline):
             **options: of a call: `top_k`, `exclude_seen`, `department`.
         """
         self._index(catalog)  # by all processes together, also by one that has no history of its own
-        own = [histories[row] for row in processes.share(len(histories))]
+        own = [histories[row] for row in share(len(histories))]
         answers: list[list[dict[str, object]]] = []
         for start in range(0, len(own), batch_size):
             answers += super().__call__([own[start : start + batch_size]], catalog=catalog, **options)[0]
-        return processes.gathered(answers)
+        return gathered(answers)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         known = {"top_k", "catalog", "exclude_seen", "department"}
