@@ -33,7 +33,7 @@ test: setup browser
 
 # The round trips through every fault of the way, and whatever else is long.
 soak: setup
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m soak
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m soak
 
 card: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/embed.py

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from . import metrics
+from . import metrics, processes
 from .baselines import CELLS, Ranker, SASRecRanker, baseline_rankers
 from .catalog import Catalog
 from .domain import Cases, Domain, Sequences, Split, Stage
@@ -157,12 +157,15 @@ def rank(
         batch_size: histories at once, at the most.
         rooms: name -> (V,) true for the items of a room; each is also ranked by itself, with the targets that lie in it. Source: SETRec's
             warm and cold rows, in which the other items' scores are set to -1e16.
+
+    With several processes each answers its share, and all have the whole answer.
     """
     users = len(cases)
     order = np.argsort(cases.histories.lengths, kind="stable")
     step = max(1, min(batch_size, CELLS // max(1, size)))
     sheets = {name: {room: _Sheet(users) for room in ("", *rooms)} for name in rankers}
-    for start in tqdm(range(0, users, step), "evaluate", unit="batch", disable=None):
+    starts = range(0, users, step)
+    for start in tqdm([starts[place] for place in processes.share(len(starts))], "evaluate", unit="batch", disable=None):
         batch = order[start : start + step]
         histories = [cases.histories[user] for user in batch]
         targets = [cases.targets[user] for user in batch]
@@ -187,9 +190,11 @@ class _Sheet:
     def __init__(self, users: int) -> None:
         self.best, self.ranks = ([np.zeros(0, np.int64)] * users for _ in range(2))
         self.lists = np.full((users, TOP), -1, np.int64)
+        self.filled: list[int] = []
 
     def fill(self, batch: np.ndarray, scores: torch.Tensor, targets: Sequence[np.ndarray], seen: Sequence[np.ndarray] | None) -> None:
         """Takes the answers to a batch of users in; changes `scores`. Shape: batch (B,), scores (B, V)."""
+        self.filled += batch.tolist()
         for row, (user, own) in enumerate(zip(batch, targets, strict=True)):
             self.best[user] = own[torch.argsort(scores[row, own], descending=True, stable=True).numpy()]
         for user, places in zip(batch, metrics.target_ranks(scores, targets, seen), strict=True):
@@ -197,7 +202,11 @@ class _Sheet:
         self.lists[batch, : min(TOP, scores.shape[1])] = _top(scores, seen)
 
     def answer(self, among: Mapping[str, Answer] = MappingProxyType({})) -> Answer:
-        """What was collected."""
+        """What was collected, by all processes."""
+        if processes.count() > 1:
+            own = [(user, self.best[user].tolist(), self.ranks[user].tolist(), self.lists[user].tolist()) for user in self.filled]
+            for user, best, ranks, shown in processes.gathered(own):
+                self.best[user], self.ranks[user], self.lists[user] = np.array(best, np.int64), np.array(ranks, np.int64), shown
         rows = [row for row, own in enumerate(self.ranks) if len(own)]
         return Answer([self.best[row] for row in rows], [self.ranks[row] for row in rows], self.lists[rows], among)
 

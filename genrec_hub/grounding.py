@@ -4,52 +4,193 @@ Dims: B batch · Q tokens of an identifier · D hidden size · V catalogue size 
 
 A slot's item vectors are affine in a small latent vector (64 CF numbers, the autoencoder's last hidden layer), so
 `sum_k w_k q_k . z_i^k = (sum_k w_k A_k^T q_k) . h_i + constant of the user`: one product of width W = 64 + AE width instead of Q x D,
-with the same ranking. Where Q x D is the smaller one, the tokens themselves are the index.
+with the same ranking. Where Q x D is the smaller one, the tokens themselves are the index. Above a million items or so, `NearIndex` looks
+through a part of them only; processes may hold a share each (`top_k_of_shares`).
 
 Source: SETRec section 3.3 (grounding heads), design decision 6.
 """
 
+import logging
 from collections.abc import Sequence
 
 import torch
 
+from .processes import added
+from .processes import count as process_count
+from .processes import number as process_number
 
+logger = logging.getLogger(__name__)
+
+LARGE = 500_000
+"""Items from which on a pipeline looks through the nearest lists only."""
+_BLOCK, _FEW = 32, 16_384
+
+
+@torch.no_grad()
 def top_k(
     queries: torch.Tensor,
-    index: torch.Tensor,
+    index: "torch.Tensor | NearIndex",
     k: int,
     excluded: Sequence[Sequence[int]] | None = None,
     allowed: torch.Tensor | None = None,
-    chunk: int = 262_144,
+    chunk: int = 32_768,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the k best items of each query, best first; equal scores go to the lower row.
 
     Args:
         queries: (B, W).
-        index: (V, W).
+        index: (V, W); fastest when its columns are contiguous, as `SETRecModel.index` makes it. A `NearIndex` answers by itself.
         k: how many; fewer come back when fewer may be shown (then score -inf, row -1).
         excluded: rows that may not come, per query.
         allowed: (V,) true for rows that may come (a department); all when None.
-        chunk: rows scored at a time, so that memory stays bounded for large catalogues.
+        chunk: rows scored at a time, so that scores stay in the cache and memory stays bounded for large catalogues.
 
     Shape: -> scores (B, k), rows (B, k).
     """
-    best_scores = queries.new_full((len(queries), 0), 0.0)
-    best_rows = torch.zeros((len(queries), 0), dtype=torch.long, device=queries.device)
-    for start in range(0, len(index), chunk):
-        part = queries @ index[start : start + chunk].T
+    if isinstance(index, NearIndex):
+        return index.top_k(queries, k, excluded, allowed)
+    shut = [(user, row) for user, own in enumerate(excluded or ()) for row in own]
+    users, gone = torch.tensor(shut, device=queries.device).unbind(1) if shut else (None, None)
+    found = []
+    for start in range(0, max(1, len(index)), chunk):
+        scores = queries @ index[start : start + chunk].T
         if allowed is not None:
-            part = part.masked_fill(~allowed[start : start + chunk], -torch.inf)
-        for row, own in enumerate(excluded or ()):
-            inside = [r - start for r in own if start <= r < start + part.shape[1]]
-            part[row, inside] = -torch.inf
-        rows = _lowest_of_the_best(part, min(k, part.shape[1]))
-        merged, rows = torch.cat([best_scores, part.gather(1, rows)], 1), torch.cat([best_rows, rows + start], 1)
-        # Among equal scores rows rise from left to right, and a stable sort keeps that.
-        order = merged.argsort(dim=1, descending=True, stable=True)[:, :k]
-        best_scores, best_rows = merged.gather(1, order), rows.gather(1, order)
-    best_rows = best_rows.masked_fill(best_scores == -torch.inf, -1)
-    return best_scores, best_rows
+            scores.masked_fill_(~allowed[start : start + chunk], -torch.inf)
+        if users is not None and gone is not None:
+            inside = (gone >= start) & (gone < start + scores.shape[1])
+            scores[users[inside], gone[inside] - start] = -torch.inf
+        best, rows = _best(scores, min(k, scores.shape[1]))
+        found.append((best, rows + start if start else rows))
+    best, rows = found[0] if len(found) == 1 else merge([best for best, _ in found], [rows for _, rows in found], k)
+    return best, rows.masked_fill(best == -torch.inf, -1)
+
+
+def top_k_of_shares(
+    queries: torch.Tensor,
+    index: torch.Tensor,
+    first: int,
+    k: int,
+    excluded: Sequence[Sequence[int]] | None = None,
+    allowed: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`top_k` of an index that is cut up over processes: each ranks its own rows, and only the k best of each travel.
+
+    Args:
+        queries: (B, W), the same in every process.
+        index: (V', W) the rows of this process.
+        first: number of its first row in the whole catalogue.
+        k: how many; where fewer may be shown, score -inf and row -1.
+        excluded: rows of the whole catalogue that may not come, per query.
+        allowed: (V',) true for rows of this process that may come.
+
+    Shape: -> scores (B, k), rows (B, k), the same in every process.
+    """
+    own = None if excluded is None else [[row - first for row in rows if first <= row < first + len(index)] for rows in excluded]
+    scores, rows = top_k(queries, index, k, own, allowed)
+    shape = (process_count(), len(queries), k)
+    every, where = scores.new_zeros(shape), rows.new_zeros(shape)
+    every[process_number()], where[process_number()] = -torch.inf, -1
+    every[process_number(), :, : scores.shape[1]] = scores
+    where[process_number(), :, : rows.shape[1]] = torch.where(rows < 0, rows, rows + first)
+    return merge(list(added(every)), list(added(where)), k)
+
+
+def merge(scores: Sequence[torch.Tensor], rows: Sequence[torch.Tensor], k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best of several lists (parts of a catalogue), equal scores by rising row. Shape: lists of (B, k') each -> (B, k) each."""
+    every, places = torch.cat(list(scores), 1), torch.cat(list(rows), 1)
+    rising = places.argsort(dim=1)
+    every, places = every.gather(1, rising), places.gather(1, rising)
+    order = every.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return every.gather(1, order), places.gather(1, order)
+
+
+class NearIndex:
+    """An index of many items in which only the lists nearest to a query are looked through (faiss inverted lists), scored exactly.
+
+    What comes back has exact scores in exact order; what may be missing are items outside of the lists that were looked through.
+
+    Args:
+        index: (V, W) as for `top_k`.
+        lists: how many lists; about 2 sqrt(V) when None.
+        probes: lists that a query looks through.
+        seed: of the sample on which the lists are learnt.
+    """
+
+    def __init__(self, index: torch.Tensor, lists: int | None = None, probes: int = 48, seed: int = 0) -> None:
+        try:
+            import faiss
+        except ImportError as error:
+            raise ImportError("Approximate grounding needs faiss: pip install 'genrec_hub[ann]'") from error
+        size, width = index.shape
+        lists = max(1, min(lists or int(2 * size**0.5), size))
+        self.index, self.probes = index, min(probes, lists)
+        coarse = faiss.IndexFlatIP(width)
+        self._faiss = faiss.IndexIVFFlat(coarse, width, lists, faiss.METRIC_INNER_PRODUCT)
+        self._faiss.cp.seed, self._faiss.cp.niter, self._faiss.cp.max_points_per_centroid = seed + 1, 8, 48
+        sample = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[: 48 * lists]
+        self._faiss.train(index[sample].contiguous().cpu().numpy())
+        for start in range(0, size, 65_536):
+            self._faiss.add(index[start : start + 65_536].contiguous().cpu().numpy())
+        self._faiss.nprobe = self.probes
+
+    def top_k(
+        self, queries: torch.Tensor, k: int, excluded: Sequence[Sequence[int]] | None = None, allowed: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k best items that were looked at; arguments and shapes as those of the function `top_k`.
+
+        Where the lists hold too few items that may come, and under a mask, the exact form answers.
+        """
+        most = max(map(len, excluded), default=0) if excluded else 0
+        if allowed is not None or k + most > len(self.index):
+            return top_k(queries, self.index, k, excluded, allowed)
+        # The lists hold whole vectors: these are exact scores. One more than asked for shows whether equal scores are cut.
+        near, rows = self._faiss.search(queries.contiguous().cpu().numpy(), min(k + most + 1, len(self.index)))
+        found = torch.from_numpy(rows).to(queries.device)
+        scores = torch.from_numpy(near).to(queries.device).masked_fill(found < 0, -torch.inf)
+        for user, own in enumerate(excluded or ()):
+            scores[user] = scores[user].masked_fill(torch.isin(found[user], torch.as_tensor(own, device=found.device)), -torch.inf)
+        best, places = merge([scores], [found], k)
+        if bool((best == -torch.inf).any()):
+            return top_k(queries, self.index, k, excluded)
+        return best, places
+
+
+def near_index(index: torch.Tensor, least: int = LARGE) -> torch.Tensor | NearIndex:
+    """A `NearIndex` where there are more than `least` items and faiss is installed, else the index as it is."""
+    if len(index) <= least:
+        return index
+    try:
+        return NearIndex(index)
+    except ImportError as error:
+        logger.warning("%d items are ranked exactly, which takes long. %s", len(index), error)
+        return index
+
+
+def _best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best columns, best first, equal scores by rising column. Shape: (B, C) -> (B, k) each."""
+    width = scores.shape[1]
+    if width > _FEW and width > 2 * _BLOCK * k:
+        best, columns = _best_of_blocks(scores, k + 1)
+    elif width > k:
+        best, columns = scores.topk(k + 1)
+    else:
+        best, columns = scores.sort(dim=1, descending=True, stable=True)
+    if width > k and bool((best[:, :-1] > best[:, 1:]).all()):
+        return best[:, :k], columns[:, :k]
+    places = _lowest_of_the_best(scores, k)
+    return merge([scores.gather(1, places)], [places], k)
+
+
+def _best_of_blocks(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best columns (of equal scores any), which lie in the k blocks of the highest maxima. Shapes as above."""
+    whole = scores.shape[1] // _BLOCK * _BLOCK
+    blocks = scores[:, :whole].unflatten(1, (-1, _BLOCK))
+    own = blocks.amax(2).topk(k, sorted=False).indices[:, :, None]
+    columns = (own * _BLOCK + torch.arange(_BLOCK, device=own.device)).flatten(1)
+    rest = torch.arange(whole, scores.shape[1], device=own.device).expand(len(scores), -1)
+    columns = torch.cat([columns, rest], 1)
+    best, places = scores.gather(1, columns).topk(k)
+    return best, columns.gather(1, places)
 
 
 def _lowest_of_the_best(scores: torch.Tensor, k: int) -> torch.Tensor:

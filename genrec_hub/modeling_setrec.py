@@ -4,11 +4,12 @@ Dims: B batch · L items in a history · Q tokens of an identifier (1 CF + N sem
 A asked prefixes · P scored positions · C candidates of a step · S width of semantic vectors · W index width · K shown items.
 
 Source: SETRec (SIGIR 2025, arXiv 2502.10833), sections 3.1 (tokenizers), 3.2 (sparse attention, query-guided generation), 3.3 (grounding).
-Differs: options that the paper lacks are off in `SETRecConfig`'s defaults: unit-length generated tokens with a learned scale, a loss on
+Differs: the reconstruction error is a mean over users by their targets, not over all items of a batch, so that batches can be cut up over
+processes. Options that the paper lacks are off in `SETRecConfig`'s defaults: unit-length generated tokens with a learned scale, a loss on
 the fused score, a recency-weighted residual from the history's own tokens, sampled candidates.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -36,7 +37,7 @@ class SETRecOutput(ModelOutput):
         tokens: (B, A, Q, D) generated tokens per asked prefix; A = 1 unless packed.
         asked: (B, A) true where the prefix exists.
         generation_loss: mean cross-entropy over targets and slots.
-        reconstruction_loss: mean squared error of the semantic vectors.
+        reconstruction_loss: mean squared error of a history's semantic vectors, a mean over targets as well.
     """
 
     loss: torch.Tensor | None = None
@@ -250,8 +251,10 @@ class SETRecModel(HubModel, PreTrainedModel):
             output.generation_loss = self._generation_loss(generated[keep], candidates, labels[keep], shut) / count
             real = semantic[item_mask]
             rebuilt = self.semantic.reconstruct(tokens[item_mask][:, int(config.has_cf) :])
-            share = keep.sum() / count
-            output.reconstruction_loss = F.mse_loss(rebuilt, real) * share if len(real) else real.sum()
+            # A user's mean error counts as much as the user's targets, so that parts of a batch add up to the whole.
+            shares = keep.sum(1).to(real) / item_mask.sum(1).clamp(min=1) / count
+            errors = F.mse_loss(rebuilt, real, reduction="none").mean(-1)
+            output.reconstruction_loss = (errors * shares[item_mask.nonzero()[:, 0]]).sum()
             output.loss = output.generation_loss + config.alpha * output.reconstruction_loss
         return output
 
@@ -419,41 +422,46 @@ class SETRecModel(HubModel, PreTrainedModel):
     ) -> torch.Tensor:
         """Encodes a catalogue for `top_k`. An item without a CF vector has no CF term in its score.
 
+        The numbers of one column lie side by side in memory: a few queries then read the index once, in order (twice as fast for one).
+
         Shape: semantic (V, S), cf (V, C), has_cf (V,) -> (V, W).
         """
 
-        def pieces() -> Iterator[torch.Tensor]:
-            for start in range(0, max(1, len(semantic)), chunk):
-                part = slice(start, start + chunk)
-                known = None
-                if cf is not None:
-                    known = (torch.ones(len(cf[part])) if has_cf is None else has_cf[part].float()).to(semantic)[:, None]
-                if self.grounds_in_latent_space:
-                    latent = self.semantic.latent(semantic[part])
-                    if self.cf is None:
-                        yield latent
-                    else:
-                        empty = semantic.new_zeros(len(latent), self.config.cf_size)
-                        here = empty[:, :1] if known is None or cf is None else known
-                        yield torch.cat([empty if cf is None else cf[part] * here, here, latent], 1)
-                else:
-                    tokens = self.tokenize(semantic[part], None if cf is None else cf[part])
-                    if self.cf is not None:
-                        tokens[:, 0] *= 0.0 if known is None else known
-                    yield tokens.flatten(1)
+        def encode(part: slice) -> torch.Tensor:
+            known = None
+            if cf is not None:
+                known = (torch.ones(len(cf[part])) if has_cf is None else has_cf[part].float()).to(semantic)[:, None]
+            if self.grounds_in_latent_space:
+                latent = self.semantic.latent(semantic[part])
+                if self.cf is None:
+                    return latent
+                empty = semantic.new_zeros(len(latent), self.config.cf_size)
+                here = empty[:, :1] if known is None or cf is None else known
+                return torch.cat([empty if cf is None else cf[part] * here, here, latent], 1)
+            tokens = self.tokenize(semantic[part], None if cf is None else cf[part])
+            if self.cf is not None:
+                tokens[:, 0] *= 0.0 if known is None else known
+            return tokens.flatten(1)
 
-        return torch.cat(list(pieces()))
+        first = encode(slice(0, chunk))
+        columns = first.new_empty(first.shape[1], len(semantic))
+        columns[:, : len(first)] = first.T
+        for start in range(chunk, len(semantic), chunk):
+            columns[:, start : start + chunk] = encode(slice(start, start + chunk)).T
+        return columns.T
 
     def ground(self, generated: torch.Tensor) -> torch.Tensor:
         """Folds generated tokens and slot weights into one query for `top_k`. Shape: generated (B, Q, D) -> (B, W)."""
-        weighted = generated * self.slot_weights(generated)[:, None]
         if not self.grounds_in_latent_space:
-            return weighted.flatten(1)
-        first = int(self.config.has_cf)
-        query = weighted[:, first:].flatten(1) @ self.semantic.last.weight
+            return (generated * self.slot_weights(generated)[:, None]).flatten(1)
+        first, cf_share, share = int(self.config.has_cf), 1 - self.config.beta, self.config.beta
+        if self.config.slot_weights:
+            generated, cf_share, share = generated * self.slot_weights(generated)[:, None], 1.0, 1.0
+        query = generated[:, first:].flatten(1) @ self.semantic.last.weight
         if self.cf is None:
             return query
-        return torch.cat([weighted[:, 0] @ self.cf.weight, (weighted[:, 0] @ self.cf.bias)[:, None], query], 1)
+        answer = generated[:, 0] * cf_share
+        return torch.cat([answer @ self.cf.weight, (answer @ self.cf.bias)[:, None], query * share], 1)
 
     def ground_constant(self, generated: torch.Tensor) -> torch.Tensor:
         """What the latent form leaves out of a user's scores: the bias of the semantic tokens. Shape: (B, Q, D) -> (B,)."""

@@ -11,7 +11,9 @@ from transformers import AutoModel, AutoProcessor, Pipeline
 
 from .catalog import Catalog, Item
 from .checkpoint import TASK, fetch, push
+from .grounding import near_index
 from .history import History
+from .processes import gathered, share
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +132,24 @@ class RecommendationPipeline(Pipeline):
         answers = super().__call__([batch], top_k=top_k, catalog=catalog, exclude_seen=exclude_seen, department=department, **kwargs)[0]
         return answers if several else answers[0]
 
+    def recommend_all(
+        self, histories: Sequence[Lines], batch_size: int = 64, *, catalog: Catalog | None = None, **options: Any
+    ) -> list[list[dict[str, object]]]:
+        """Recommends for many histories, some at a time; several processes (torchrun) do a share each, and all have the whole answer.
+
+        Args:
+            histories: as for a call.
+            batch_size: histories at once.
+            catalog: as for a call.
+            **options: of a call: `top_k`, `exclude_seen`, `department`.
+        """
+        self._index(catalog)  # by all processes together, also by one that has no history of its own
+        own = [histories[row] for row in share(len(histories))]
+        answers: list[list[dict[str, object]]] = []
+        for start in range(0, len(own), batch_size):
+            answers += super().__call__([own[start : start + batch_size]], catalog=catalog, **options)[0]
+        return gathered(answers)
+
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         known = {"top_k", "catalog", "exclude_seen", "department"}
         unknown = set(kwargs) - known
@@ -192,7 +212,8 @@ class RecommendationPipeline(Pipeline):
         key = (catalog or self.catalog).fingerprint
         if key not in self._indexed:
             processor = self.processor if catalog is None else self.processor.with_catalog(catalog, model=self.model)
-            self._indexed[key] = (processor, processor.index(self.model))
+            index = processor.index(self.model)
+            self._indexed[key] = (processor, near_index(index) if isinstance(index, torch.Tensor) else index)
             while len(self._indexed) > KEPT_CATALOGS:
                 self._indexed.popitem(last=False)
         self._indexed.move_to_end(key)

@@ -21,6 +21,8 @@ from .checkpoint import SIDECARS, HubProcessor, read_arrays, seal, write_arrays
 from .grounding import top_k
 from .history import History
 from .modeling_setrec import SETRecModel
+from .processes import added, share
+from .processes import count as process_count
 from .semantic import DEFAULT_ENCODER, MAX_TOKENS, TextEncoder, crowding, ridge
 from .spelling import rarity, spell
 from .text import typical_words
@@ -100,9 +102,18 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         return {name: values for name, values in self._arrays().items() if name not in OF_THE_CATALOG}
 
     def _encode(self, items: Sequence[Item], known: Mapping[str, np.ndarray] | None, progress: Progress | None) -> dict[str, np.ndarray]:
-        """Encodes items by what is known of their catalogue; as a catalogue of their own when nothing is (design decision 10)."""
+        """Encodes items by what is known of their catalogue; as a catalogue of their own when nothing is (design decision 10).
+
+        Of a catalogue of their own, several processes encode a share each.
+        """
         lines, found = [item.line for item in items], {}
-        parts = [self.encoder.encode(lines, progress)]
+        own = share(len(lines)) if known is None else range(len(lines))
+        vectors = self.encoder.encode(lines[own.start : own.stop], progress)
+        if len(own) < len(lines):
+            every = np.zeros((len(lines), vectors.shape[1]), np.float32)
+            every[own.start : own.stop] = vectors
+            vectors = added(torch.from_numpy(every)).numpy()
+        parts = [vectors]
         if self.spelling:
             found["rarity"] = rarity(lines) if known is None else known["rarity"]
             parts.append(spell(lines, found["rarity"], self.spelling))
@@ -221,9 +232,16 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
     # Recommendations
 
     def index(self, model: SETRecModel) -> torch.Tensor:
-        """What recommendations are looked up in, on the model's device. Shape: -> (V, W)."""
-        there = {name: values.to(model.device) for name, values in self.features.items()}
-        return model.index(there["semantic"], there.get("cf"), there.get("has_cf"))
+        """What recommendations are looked up in, on the model's device; several processes index a share each. Shape: -> (V, W)."""
+        size = len(self.catalog)
+        own = share(size)
+        there = {name: values[own.start : own.stop].to(model.device) for name, values in self.features.items()}
+        part = model.index(there["semantic"], there.get("cf"), there.get("has_cf"))
+        if process_count() == 1:
+            return part
+        columns = part.new_zeros(part.shape[1], size)
+        columns[:, own.start : own.stop] = part.T
+        return added(columns).T
 
     def score(
         self, model: SETRecModel, histories: Sequence[np.ndarray], index: torch.Tensor | None = None, exclude_seen: bool = True

@@ -209,7 +209,9 @@ def train_setrec(
         negatives=negatives_of(chosen, size),
     )
     report = finish(trainer, output, chosen, resume, lambda: {"beta": trainer.choose_beta()})
-    processor.save_pretrained(output)
+    if trainer.is_world_process_zero():
+        processor.save_pretrained(output)
+    trainer.accelerator.wait_for_everyone()
     return report
 
 
@@ -277,8 +279,10 @@ def finish(trainer: NextItemTrainer, output: Path, chosen: Settings, resume: boo
         "curve": curve_of(trainer),
         **more,
     }
-    (output / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    if trainer.is_world_process_zero():
+        (output / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
     return report
 
 

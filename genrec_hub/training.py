@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
-from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from . import processes
 from .domain import Cases, Sequences
 from .metrics import hit_rate, ndcg, target_ranks
 from .modeling_sasrec import SASRecModel
@@ -36,6 +37,8 @@ class TrainingSequences(Dataset):  # type: ignore[type-arg]
         return len(self.users)
 
     def __getitem__(self, row: int) -> np.ndarray:
+        if row < 0:  # an empty place of the sampler
+            return np.empty(0, np.int64)
         return self.sequences[self.users[row]][-self.most :]
 
     @property
@@ -48,6 +51,7 @@ class LengthBucketSampler(Sampler[int]):
     """Shuffles so that a batch holds sequences of similar length and of one domain; a function of seed and epoch alone.
 
     Of a single domain every sequence comes once an epoch. Of several, each is cut to whole batches, and to `quota` sequences.
+    Processes take their batches in turn, so theirs are filled up with empty places (-1), and no sequence is seen twice.
 
     Args:
         lengths: length of every entry.
@@ -56,11 +60,20 @@ class LengthBucketSampler(Sampler[int]):
         domains: domain of every entry.
         quota: sequences of a domain in one epoch, at the most: another sample every epoch.
         window: batches that are sorted together.
+        filled: whether the last batch is filled up with -1.
     """
 
     def __init__(
-        self, lengths: np.ndarray, batch: int, seed: int, domains: np.ndarray | None = None, quota: int | None = None, window: int = 50
+        self,
+        lengths: np.ndarray,
+        batch: int,
+        seed: int,
+        domains: np.ndarray | None = None,
+        quota: int | None = None,
+        window: int = 50,
+        filled: bool = False,
     ) -> None:
+        self.filled = filled
         self.lengths, self.batch, self.seed, self.window, self.epoch = lengths, batch, seed, window, 0
         self.domains = np.zeros(len(lengths), np.int64) if domains is None else domains
         self.quota = len(lengths) if quota is None else quota
@@ -71,7 +84,8 @@ class LengthBucketSampler(Sampler[int]):
 
     def __len__(self) -> int:
         counts = np.minimum(np.bincount(self.domains), self.quota)
-        return int(counts.sum() if len(counts) == 1 else (counts // self.batch * self.batch).sum())
+        entries = int(counts.sum() if len(counts) == 1 else (counts // self.batch * self.batch).sum())
+        return -(-entries // self.batch) * self.batch if self.filled else entries
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng((self.seed, self.epoch))
@@ -91,6 +105,18 @@ class LengthBucketSampler(Sampler[int]):
             yield from whole[place].tolist()
         for batch in rest:
             yield from batch.tolist()
+            yield from [-1] * (self.batch - len(batch)) * self.filled
+
+
+class EpochOrder(TrainerCallback):
+    """Tells the sampler its epoch: where several processes resume within one, accelerate wraps it out of the Trainer's reach."""
+
+    def __init__(self, sampler: LengthBucketSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The state holds the epochs that are done, with the part of the current one."""
+        self.sampler.set_epoch(int(state.epoch or 0))
 
 
 class NextItemTrainer(Trainer):
@@ -113,6 +139,9 @@ class NextItemTrainer(Trainer):
     positions = 2560
     """Positions (users x columns) whose graph is held at a time: a process on Beauty then stays at about 2 GiB."""
 
+    fills_batches = True
+    """Whether an empty sequence may stand in a batch, so that every process has whole batches."""
+
     control: TrainerControl
 
     def __init__(
@@ -131,6 +160,9 @@ class NextItemTrainer(Trainer):
         quota: int | None = None,
         **more: Any,
     ) -> None:
+        processes.join()
+        if args.world_size != processes.count():
+            raise RuntimeError(f"The Trainer trains with {args.world_size} processes, but {processes.count()} have met.")
         self.validation = None if validation is None else validation.sample(max_validation, args.seed)
         self.catalog_size, self.negatives, self.quota = catalog_size, negatives, quota
         self.domains = np.zeros(catalog_size, np.int64) if domains is None else domains
@@ -142,7 +174,11 @@ class NextItemTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBucketSampler:  # type: ignore[type-arg]
         data: Any = self.train_dataset if train_dataset is None else train_dataset
         domains = self.domains[data.sequences.items[data.sequences.offsets[data.users]]]
-        return LengthBucketSampler(data.lengths, self.args.train_batch_size * self.args.world_size, self.args.seed, domains, self.quota)
+        together = self.args.train_batch_size * self.args.world_size
+        filled = self.fills_batches and together > self.args.train_batch_size
+        sampler = LengthBucketSampler(data.lengths, together, self.args.seed, domains, self.quota, filled=filled)
+        self.add_callback(EpochOrder(sampler))
+        return sampler
 
     def draw_candidates(self, labels: torch.Tensor) -> torch.Tensor:
         """Returns the sorted rows that a step contrasts with: targets of all processes and negatives seeded by the global step."""

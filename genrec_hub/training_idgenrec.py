@@ -82,6 +82,7 @@ class IDGenRecTrainer(NextItemTrainer):
 
     model: IDGenRecModel
     part = "recommender"
+    fills_batches = False
     positions = 512
 
     def __init__(

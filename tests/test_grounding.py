@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrec_hub.grounding import top_k
+from genrec_hub import grounding
+from genrec_hub.grounding import NearIndex, near_index, top_k
 
 
 def best(scores, k, excluded=(), allowed=None):
@@ -150,3 +151,60 @@ def test_an_item_without_cf_vector_has_no_cf_term(tiny_setrec, form):
     change = ((model.ground(generated) - model.ground(other)) @ index.T).abs()
     assert not change[:, ~features["has_cf"]].any()
     assert (change[:, features["has_cf"]] > 0).all()
+
+
+# Many items
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Clusters, as real items have them, in whole numbers, so that all sums are exact."""
+    pytest.importorskip("faiss")
+    torch.manual_seed(0)
+    centres = torch.randn(40, 16)
+    index = torch.nn.functional.normalize(centres.repeat(50, 1) + 0.3 * torch.randn(2000, 16), dim=-1)
+    return (1000 * (index[:300] + 0.05 * torch.randn(300, 16))).round(), (1000 * index).round()
+
+
+def test_all_lists_are_the_exact_form(many):
+    queries, index = many
+    near = NearIndex(index, lists=20, probes=20)
+    excluded = [torch.randint(2000, (7,)).tolist() for _ in queries]
+    for k in (1, 20):
+        for own in (None, excluded):
+            (scores, rows), (exact, expected) = top_k(queries, near, k, own), top_k(queries, index, k, own)
+            assert torch.equal(scores, exact)
+            assert torch.equal(rows, expected)
+    allowed = torch.arange(2000) % 5 == 0
+    assert torch.equal(top_k(queries, near, 5, excluded, allowed)[1], top_k(queries, index, 5, excluded, allowed)[1])
+    assert torch.equal(top_k(queries[:2], near, 1999, excluded[:2])[1], top_k(queries[:2], index, 1999, excluded[:2])[1])
+
+
+def test_few_lists_find_nearly_all(many):
+    queries, index = many
+    found, exact = (top_k(queries, kind, 20)[1].tolist() for kind in (NearIndex(index, lists=40, probes=8), index))
+    recall = np.mean([len(set(a) & set(b)) / 20 for a, b in zip(found, exact, strict=True)])
+    assert recall > 0.97
+    assert all(len(set(rows)) == 20 for rows in found)
+
+
+def test_large_catalogues_are_looked_through_in_part(many, monkeypatch, caplog):
+    index = many[1]
+    assert isinstance(near_index(index, least=1999), NearIndex)
+    assert near_index(index) is index
+    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
+    assert near_index(index, least=1999) is index
+    assert "pip install 'genrec_hub[ann]'" in caplog.text
+    assert grounding.LARGE > 120_000
+
+
+@pytest.mark.parametrize("size", [16_385, 40_000])
+def test_the_best_of_blocks(size):
+    """Wide rows take the way over block maxima; with and without equal scores at the cut."""
+    generator = torch.Generator().manual_seed(size)
+    for scores in (torch.randn(3, size, generator=generator), torch.randint(0, 300, (3, size), generator=generator).float()):
+        for k in (1, 20):
+            values, rows = top_k(torch.eye(3), scores.T.contiguous(), k)
+            for user in range(3):
+                assert rows[user].tolist() == scores[user].sort(descending=True, stable=True).indices[:k].tolist()
+                assert torch.equal(values[user], scores[user, rows[user]])

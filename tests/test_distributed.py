@@ -1,0 +1,167 @@
+"""Two processes are one (design decision 11): the same weights, index, recommendations and figures; and a killed run goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from genrec_hub import processes
+from genrec_hub.grounding import merge, top_k, top_k_of_shares
+from genrec_hub.training import LengthBucketSampler
+
+WORKER = Path(__file__).parent / "distributed_worker.py"
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def start(folder, *arguments, several=False, **more):
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(WORKER.parent.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **more}
+    command = [sys.executable, *(TORCHRUN if several else []), str(WORKER), str(folder), *map(str, arguments)]
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def finish(process, folder):
+    assert process.wait(timeout=600) == 0, (folder / "log").read_text()[-3000:]
+
+
+def results(folder, processes):
+    tensors = [load_file(folder / f"result-{number}.safetensors") for number in range(processes)]
+    return tensors, [json.loads((folder / f"result-{number}.json").read_text()) for number in range(processes)]
+
+
+def far(one, other):
+    """The largest difference, by name."""
+    assert one.keys() == other.keys()
+    return max((float((one[name].double() - other[name].double()).abs().max()), name) for name in one)
+
+
+def near(one, other):
+    """JSON values, numbers to 1e-5."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(near(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(near, one, other))
+    return one == pytest.approx(other, abs=1e-5) if isinstance(one, float) else one == other
+
+
+def test_two_processes_are_one(tmp_path):
+    """SASRec and SETRec from the first step to the last table; 61 users in batches of 8, so the last batch has empty places."""
+    alone = start(tmp_path / "one", 8)
+    finish(start(tmp_path / "two", 4, several=True), tmp_path / "two")
+    finish(alone, tmp_path / "one")
+    (one,), (told,) = results(tmp_path / "one", 1)
+    assert told["processes"] == 1
+    assert far(one, {**one, "index": one["index"] + 1})[0] == pytest.approx(1)
+    for tensors, tale in zip(*results(tmp_path / "two", 2), strict=True):
+        assert tale["processes"] == 2
+        assert far(one, tensors) < (1e-5,)
+        assert near(tale["answers"], told["answers"])
+        assert near(tale["evaluation"], told["evaluation"])
+    assert len(told["answers"]) == 9
+    assert told["evaluation"]["users"] > 50
+
+
+def test_processes_must_be_as_many_as_promised(monkeypatch):
+    assert (processes.count(), processes.number(), processes.share(5)) == (1, 0, range(5))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match=r"there are 2 processes \(WORLD_SIZE\), but 1"):
+        processes.join()
+
+
+@pytest.mark.parametrize("several", [1, 2, 3, 7])
+def test_shares_are_everything_once(monkeypatch, several):
+    monkeypatch.setattr(processes, "count", lambda: several)
+    for rows in (0, 1, 6, 7, 50):
+        shares = []
+        for number in range(several):
+            monkeypatch.setattr(processes, "number", lambda number=number: number)
+            shares.append(processes.share(rows))
+        assert [row for share in shares for row in share] == list(range(rows))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_the_best_of_shares_are_the_best():
+    """Whole numbers: many scores are equal, and equal ones come by rising row."""
+    torch.manual_seed(0)
+    queries, index = torch.randint(-2, 3, (4, 3)).float(), torch.randint(-2, 3, (90, 3)).float()
+    excluded = [[0, 40, 89], [], [50], list(range(85))]
+    for k in (1, 7, 100):
+        whole = top_k(queries, index, k, excluded)
+        for cuts in ([45], [10, 20, 85], [88]):
+            bounds = [0, *cuts, 90]
+            parts = []
+            for low, high in pairwise(bounds):
+                own = [[row - low for row in rows if low <= row < high] for rows in excluded]
+                scores, rows = top_k(queries, index[low:high], k, own)
+                parts.append((scores, torch.where(rows < 0, rows, rows + low)))
+            scores, rows = merge([scores for scores, _ in parts], [rows for _, rows in parts], k)
+            assert torch.equal(scores, whole[0])
+            assert torch.equal(rows.masked_fill(scores == -torch.inf, -1), whole[1])
+        alone = top_k_of_shares(queries, index, 0, k, excluded)
+        assert torch.equal(alone[1][:, : whole[1].shape[1]], whole[1])
+
+
+@pytest.mark.parametrize("users", [16, 17, 23])
+def test_every_process_gets_whole_batches(users):
+    lengths = np.arange(users) % 7
+    alone, several = (LengthBucketSampler(lengths, 8, 0, filled=filled) for filled in (False, True))
+    rows = list(several)
+    assert len(rows) == len(several) == -(-users // 8) * 8
+    assert [row for row in rows if row >= 0] == list(alone)
+
+
+# Faults
+
+
+def steps_taken(folder):
+    log = (folder / "steps").read_text().split()
+    return [int(step) for step in log]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed") / "whole"
+    finish(start(folder, 4, "slow", several=True), folder)
+    return folder
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_costs_one_checkpoint_interval(uninterrupted, tmp_path, rank):
+    """SIGKILL in the middle of an epoch, then the same command again: the same weights, and no step before the last checkpoint twice."""
+    folder = tmp_path / "killed"
+    run = start(folder, 4, "slow", several=True)
+    deadline = time.time() + 300
+    while time.time() < deadline and (not (folder / "steps").is_file() or max(steps_taken(folder), default=0) < 13):
+        time.sleep(0.02)
+    os.kill(int((folder / f"pid-{rank}").read_text()), signal.SIGKILL)
+    assert run.wait(timeout=300) != 0
+    before = steps_taken(folder)
+    assert 13 <= max(before) < 20
+    finish(start(folder, 4, "slow", several=True), folder)
+    again = steps_taken(folder)[len(before) :]
+    assert again[-1] == max(steps_taken(uninterrupted))
+    assert max(before) - 4 <= again[0] <= max(before) + 1
+    for number in range(2):
+        ones, others = (load_file(place / f"result-{number}.safetensors") for place in (uninterrupted, folder))
+        assert far(ones, others)[0] == 0.0
+
+
+@pytest.mark.soak
+def test_gradients_that_are_not_averaged_are_noticed(tmp_path):
+    """The other side of the equality above: without the exchange the weights of the two processes part."""
+    finish(start(tmp_path / "two", 4, "apart", several=True), tmp_path / "two")
+    tensors, _ = results(tmp_path / "two", 2)
+    assert far(*({name: values for name, values in own.items() if name.startswith("live.")} for own in tensors))[0] > 1e-3
