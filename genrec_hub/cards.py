@@ -25,7 +25,20 @@ METRICS = ("HR@5", "HR@10", "Recall@5", "Recall@10", "NDCG@5", "NDCG@10", "MRR",
 TAGS = ("recommendation", "sequential-recommendation", "generative-retrieval", "genrec_hub", "transformers")
 INVENTED = ("Argan oil shampoo", "Ionic hair dryer", "Wooden puzzle", "Cast iron pan", "Moisturising hair mask", "Bread knife")
 """The shop of an example whose own catalogue may not be shown."""
-FIELDS = ("command", "backbone", "seconds", "cpu_seconds", "hardware", "settings", "curve", "validation", "validation_domain", "untrained")
+FIELDS = (
+    "command",
+    "backbone",
+    "seconds",
+    "cpu_seconds",
+    "hardware",
+    "settings",
+    "curve",
+    "validation",
+    "validation_domain",
+    "untrained",
+    "phases",
+    "best_phase",
+)
 """Of a run's report that the cards use; none of them has to be there."""
 SHOWN = 3
 """Recommendations of the example."""
@@ -202,7 +215,9 @@ def render_card(
         **more: `license`, `tags`, and `catalog_left_out` where the catalogue stays at home.
     """
     system, report = SYSTEMS[model.config.model_type], read_report(folder)
-    data = _data_of(report)
+    data, base = _data_of(report), report.get("backbone")
+    if base is not None and (not re.fullmatch(r"[\w.-]+/[\w.-]+", base) or Path(base).exists()):
+        base = None  # a folder of the trainer's machine
     name = (repo_id or folder.name).rpartition("/")[2]
     catalog = None if pipeline is None or more.get("catalog_left_out") else pipeline.catalog
     license, extra = _license(more.get("license"), report, data)
@@ -212,7 +227,7 @@ def render_card(
         library_name="genrec_hub",
         pipeline_tag=system.tag,
         tags=list(dict.fromkeys([*TAGS, model.config.model_type, *more.get("tags", ())])),
-        base_model=report.get("backbone"),
+        base_model=base,
         datasets=[entry["name"] for entry in data if "/" in entry["name"]] or None,
         metrics=sorted({metric.lower() for entry in entries for metric in entry["metrics"]}) or None,
         model_name=name if entries else None,
@@ -232,6 +247,7 @@ def render_card(
         catalog=catalog if catalog is not None and len(catalog) else None,
         catalog_left_out=bool(more.get("catalog_left_out")),
         encoder=getattr(getattr(getattr(pipeline, "processor", None), "encoder", None), "origin", None),
+        base=base,
         backbone=getattr(getattr(model.config, "text_config", None), "model_type", model.config.model_type),
         report={**dict.fromkeys(FIELDS), **report},
         has_report=bool(report),
@@ -246,7 +262,7 @@ def render_card(
 def _data_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The data sets a run was trained on: name, what is known of the size, and the terms."""
     terms = yaml.safe_load((template_folder() / "terms.yaml").read_text(encoding="utf-8"))
-    named = report.get("train") or ({report["data"]["name"]: report["data"]} if report.get("data") else {})
+    named = report.get("train") or ({report["data"]["name"] or "data of the trainer's own": report["data"]} if report.get("data") else {})
     return [
         {"users": None, "items": None, **facts, "name": name, "license": facts.get("license") or terms.get(name) or ""}
         for name, facts in named.items()
