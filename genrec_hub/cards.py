@@ -136,7 +136,7 @@ def model_index(entries: Sequence[Mapping[str, Any]]) -> list[EvalResult]:
 
 
 def eval_results(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Evaluations as `.eval_results/<domain>.yaml`: file name -> text."""
+    """Evaluations as `.eval_results/<domain>.yaml`: file name -> text. A data set of the Hub is named by the object's `dataset_id`."""
     files: dict[str, list[EvalResultEntry]] = {}
     for entry in entries:
         notes = f"{setup_of(entry)}, seed {entry.get('seed', 0)}; {entry.get('command', '')}".rstrip("; ")
@@ -144,7 +144,9 @@ def eval_results(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             if value is not None:
                 task = name.lower() if entry.get("exclude_seen", True) else f"{name.lower()}-with-repeats"
                 files.setdefault(f"{entry['domain']}.yaml", []).append(
-                    EvalResultEntry(dataset_id=str(entry["domain"]), task_id=task, value=round(float(value), 6), notes=notes)
+                    EvalResultEntry(
+                        dataset_id=str(entry.get("dataset_id", entry["domain"])), task_id=task, value=round(float(value), 6), notes=notes
+                    )
                 )
     return {name: yaml.safe_dump(eval_result_entries_to_yaml(own), sort_keys=False, width=140) for name, own in files.items()}
 
@@ -220,7 +222,7 @@ def render_card(
         base = None  # a folder of the trainer's machine
     name = (repo_id or folder.name).rpartition("/")[2]
     catalog = None if pipeline is None or more.get("catalog_left_out") else pipeline.catalog
-    license, extra = _license(more.get("license"), report, data)
+    license, extra = _license(more.get("license"), report, data, repo_id)
     header = ModelCardData(
         language="en",
         license=license,
@@ -269,12 +271,15 @@ def _data_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _license(given: str | None, report: Mapping[str, Any], data: Sequence[Mapping[str, Any]]) -> tuple[str | None, dict[str, Any]]:
+def _license(
+    given: str | None, report: Mapping[str, Any], data: Sequence[Mapping[str, Any]], repo_id: str | None
+) -> tuple[str | None, dict[str, Any]]:
     """The licence of the weights, and what the Hub wants beside it: given, the run's own, or that of the data they were trained on."""
     known = given or report.get("license")
     if known or not any(entry["license"] for entry in data):
         return known, {}
-    return "other", {"license_name": "terms-of-the-training-data", "license_link": "#terms"}
+    link = {} if repo_id is None else {"license_link": f"https://huggingface.co/{repo_id}#terms"}
+    return "other", {"license_name": "terms-of-the-training-data", **link}
 
 
 def example_of(pipeline: Any, elsewhere: bool) -> dict[str, Any]:
@@ -334,7 +339,7 @@ def render_dataset_card(domain: Domain, files: Mapping[str, Any], repo_id: str, 
     header = DatasetCardData(
         license=identifier,
         license_name="terms-of-the-source" if identifier == "other" else None,
-        license_link="#terms" if identifier == "other" else None,
+        license_link=f"https://huggingface.co/datasets/{repo_id}#terms" if identifier == "other" else None,
         tags=["recommendation", "sequential-recommendation", "genrec_hub"],
         pretty_name=repo_id.rpartition("/")[2],
         configs=configs,
