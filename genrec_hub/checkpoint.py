@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -24,7 +25,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import _http as http
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -40,8 +40,8 @@ TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "voca
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"}
 TRAINER_STATE = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth"}
 """What transformers' Trainer leaves beside a model; it is never read here."""
-TRANSPORT: type[Exception] = next(getattr(http, name) for name in ("httpx2", "httpx") if hasattr(http, name)).TransportError
-"""What huggingface_hub's HTTP library raises when a connection can't be made or breaks: 1.x speaks through httpx, 2.x through httpx2."""
+TRANSPORT: type[Exception] = import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0]).TransportError
+"""What huggingface_hub's HTTP library raises when a connection can't be made or breaks: httpx under 1.x, httpx2 under 2.x."""
 PASSED = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 

@@ -109,7 +109,7 @@ def push(
         ValueError: when the terms of the catalogue forbid to publish it.
         PermissionError: when the token may not write there.
         ConnectionAbortedError: when somebody else changed the repository meanwhile.
-        ConnectionError: when the Hub can't be reached or fails again and again; nothing of the commit is visible then.
+        ConnectionError: when the Hub can't be reached or fails again and again.
     """
     parts = [part for part in (pipeline, model, processor) if part is not None]
     if len(parts) != 1:
@@ -252,7 +252,7 @@ def upload(folder: Path, target: Target, managed: Iterable[str], message: str, d
                 ) from None
             if status == 412:
                 raise ConnectionAbortedError(
-                    f"{target.repo_id} changed while this push was under way, so nothing of it was committed: push again to put it on top."
+                    f"{target.repo_id} changed while this push was under way: push again to put it on top of what is there now."
                 ) from None
             if status < 500 and status not in (408, 429):
                 raise
@@ -263,8 +263,8 @@ def upload(folder: Path, target: Target, managed: Iterable[str], message: str, d
             logger.warning("The push to %s broke off (%s); attempt %d follows.", target.repo_id, _first_line(trouble), number + 2)
             time.sleep(WAITS[number])
     raise ConnectionError(
-        f"The push to {target.repo_id} failed {len(WAITS) + 1} times ({_first_line(trouble)}): nothing of it is visible there; push again "
-        "later, what was uploaded so far is not sent twice."
+        f"The push to {target.repo_id} failed {len(WAITS) + 1} times ({_first_line(trouble)}): no half of it is to be seen there; push "
+        "again later, what was uploaded so far is not sent twice."
     )
 
 

@@ -129,7 +129,7 @@ def test_a_push_that_fails_for_good_leaves_everything_as_it_was(wire, two, clien
         hub.fault(where, "status", status=status, times=99)
         failed = said(clients.run(push_code(two["second"][0]), env("up")))
         assert failed["kind"] == "ConnectionError", failed
-        assert "nothing of it is visible there" in failed["sentence"]
+        assert "no half of it is to be seen there" in failed["sentence"]
         assert "\n" not in failed["sentence"]
         hub.reset()
         assert said(clients.run(state_code(), env("down"))) == [FIRST, two["first"][1]]
@@ -163,7 +163,7 @@ def test_a_hub_that_dies_and_comes_back(wire, two, clients):  # noqa: F811
     hub.restart()
     done = said(started.wait())
     if "oid" not in done:
-        assert "nothing of it is visible" in done["sentence"]
+        assert "no half of it is to be seen" in done["sentence"]
         clients.run(push_code(two["second"][0]), env("up"))
     assert said(clients.run(pull_code(), env("down"))) == two["second"][1]
 
