@@ -6,9 +6,11 @@ are made of, so that `trust_remote_code=True` loads a checkpoint where the packa
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -29,6 +31,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers.dynamic_module_utils import get_relative_import_files
 
+logger = logging.getLogger(__name__)
+
 TASK = "sequential-recommendation"
 FORMAT_VERSION = 1
 """Of config.json and processor_config.json; older ones are read, newer ones refused."""
@@ -42,6 +46,8 @@ TRAINER_STATE = {"training_args.bin", "optimizer.bin", "optimizer.pt", "schedule
 """What transformers' Trainer leaves beside a model; it is never read here."""
 TRANSPORT: type[Exception] = import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0]).TransportError
 """What huggingface_hub's HTTP library raises when a connection can't be made or breaks: httpx under 1.x, httpx2 under 2.x."""
+WAITS = (1.0, 3.0, 9.0)
+"""Seconds before each further attempt of a transfer."""
 PASSED = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
@@ -57,6 +63,7 @@ def fetch(name: str | Path, patterns: Iterable[str] | None = None, ignore: Itera
     Raises:
         FileNotFoundError: no such folder, repository or revision, or nothing in the cache while the Hub is out of reach.
         PermissionError: the repository is gated, or the token is refused.
+        ConnectionError: the Hub fails again and again.
         ValueError: there is a pickle.
     """
     folder = Path(name)
@@ -68,7 +75,7 @@ def fetch(name: str | Path, patterns: Iterable[str] | None = None, ignore: Itera
     try:
         if not passed.get("local_files_only"):
             refuse_pickles(name, _listed(str(name), passed.get("revision"), passed.get("token")))
-        return Path(snapshot_download(str(name), allow_patterns=allowed, ignore_patterns=list(ignore), **passed))
+        return _downloaded(str(name), allow_patterns=allowed, ignore_patterns=list(ignore), **passed)
     except HFValidationError:
         raise FileNotFoundError(f"There is no folder {name}, and it is no Hub name (org/name) either.") from None
     except GatedRepoError:
@@ -90,6 +97,29 @@ def fetch(name: str | Path, patterns: Iterable[str] | None = None, ignore: Itera
         if error.response.status_code in (401, 403):
             raise PermissionError(f"The Hub refuses your token for {name}: log in anew with `hf auth login` or mend HF_TOKEN.") from None
         raise
+
+
+def _downloaded(name: str, **how: Any) -> Path:
+    """`snapshot_download`, tried again where the Hub fails or the connection breaks; what was fetched so far stays in the cache.
+
+    Raises:
+        ConnectionError: when no attempt went through.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return Path(snapshot_download(name, **how))
+        except HfHubHTTPError as error:
+            if error.response.status_code < 500:
+                raise
+            trouble: Exception = error
+        except TRANSPORT as error:
+            trouble = error
+        if wait is not None:
+            logger.warning("The download of %s broke off (%s); it is tried again.", name, str(trouble).partition("\n")[0])
+            time.sleep(wait)
+    raise ConnectionError(
+        f"{name} could not be downloaded in {len(WAITS) + 1} attempts ({str(trouble).strip().partition(chr(10))[0]}): try later."
+    )
 
 
 def _listed(name: str, revision: str | None, token: str | bool | None) -> list[str]:

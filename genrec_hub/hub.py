@@ -30,14 +30,12 @@ from .cards import (
     render_card,
     render_dataset_card,
 )
-from .checkpoint import SIDECARS, SUMS, TOKENIZER, TRANSPORT, WEIGHTS, matches, read_sums, write_sums
+from .checkpoint import SIDECARS, SUMS, TOKENIZER, TRANSPORT, WAITS, WEIGHTS, matches, read_sums, write_sums
 from .domain import Domain
 from .pipeline import RecommendationPipeline
 
 logger = logging.getLogger(__name__)
 
-WAITS = (1.0, 3.0, 9.0)
-"""Seconds before each further attempt of an upload."""
 RUN = (REPORT, *EVALUATIONS, ".eval_results/*.yaml", FIGURE)
 """What tells of a run; it belongs to the weights and goes when they are replaced."""
 MODEL_FILES = ("config.json", "generation_config.json", *WEIGHTS, "pytorch_model*", *RUN)
