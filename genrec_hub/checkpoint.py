@@ -125,7 +125,8 @@ def _downloaded(name: str, **how: Any) -> Path:
 def _listed(name: str, revision: str | None, token: str | bool | None) -> list[str]:
     """The files of a repository; none when the Hub does not say, for then `snapshot_download` knows best what to do."""
     try:
-        return HfApi(token=token).list_repo_files(name, revision=revision)
+        found = HfApi(token=token).model_info(name, revision=revision).siblings  # one request, which does not wait for a Hub out of reach
+        return [file.rfilename for file in found or ()]
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise
     except (HfHubHTTPError, OfflineModeIsEnabled, TRANSPORT):
