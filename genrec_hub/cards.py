@@ -25,7 +25,20 @@ METRICS = ("HR@5", "HR@10", "Recall@5", "Recall@10", "NDCG@5", "NDCG@10", "MRR",
 TAGS = ("recommendation", "sequential-recommendation", "generative-retrieval", "genrec_hub", "transformers")
 INVENTED = ("Argan oil shampoo", "Ionic hair dryer", "Wooden puzzle", "Cast iron pan", "Moisturising hair mask", "Bread knife")
 """The shop of an example whose own catalogue may not be shown."""
-FIELDS = ("command", "backbone", "seconds", "cpu_seconds", "hardware", "settings", "curve", "validation", "validation_domain", "untrained")
+FIELDS = (
+    "command",
+    "backbone",
+    "seconds",
+    "cpu_seconds",
+    "hardware",
+    "settings",
+    "curve",
+    "validation",
+    "validation_domain",
+    "untrained",
+    "phases",
+    "best_phase",
+)
 """Of a run's report that the cards use; none of them has to be there."""
 SHOWN = 3
 """Recommendations of the example."""
@@ -123,7 +136,7 @@ def model_index(entries: Sequence[Mapping[str, Any]]) -> list[EvalResult]:
 
 
 def eval_results(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Evaluations as `.eval_results/<domain>.yaml`: file name -> text."""
+    """Evaluations as `.eval_results/<domain>.yaml`: file name -> text. A data set of the Hub is named by the object's `dataset_id`."""
     files: dict[str, list[EvalResultEntry]] = {}
     for entry in entries:
         notes = f"{setup_of(entry)}, seed {entry.get('seed', 0)}; {entry.get('command', '')}".rstrip("; ")
@@ -131,7 +144,9 @@ def eval_results(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             if value is not None:
                 task = name.lower() if entry.get("exclude_seen", True) else f"{name.lower()}-with-repeats"
                 files.setdefault(f"{entry['domain']}.yaml", []).append(
-                    EvalResultEntry(dataset_id=str(entry["domain"]), task_id=task, value=round(float(value), 6), notes=notes)
+                    EvalResultEntry(
+                        dataset_id=str(entry.get("dataset_id", entry["domain"])), task_id=task, value=round(float(value), 6), notes=notes
+                    )
                 )
     return {name: yaml.safe_dump(eval_result_entries_to_yaml(own), sort_keys=False, width=140) for name, own in files.items()}
 
@@ -202,17 +217,19 @@ def render_card(
         **more: `license`, `tags`, and `catalog_left_out` where the catalogue stays at home.
     """
     system, report = SYSTEMS[model.config.model_type], read_report(folder)
-    data = _data_of(report)
+    data, base = _data_of(report), report.get("backbone")
+    if base is not None and (not re.fullmatch(r"[\w.-]+/[\w.-]+", base) or Path(base).exists()):
+        base = None  # a folder of the trainer's machine
     name = (repo_id or folder.name).rpartition("/")[2]
     catalog = None if pipeline is None or more.get("catalog_left_out") else pipeline.catalog
-    license, extra = _license(more.get("license"), report, data)
+    license, extra = _license(more.get("license"), report, data, repo_id)
     header = ModelCardData(
         language="en",
         license=license,
         library_name="genrec_hub",
         pipeline_tag=system.tag,
         tags=list(dict.fromkeys([*TAGS, model.config.model_type, *more.get("tags", ())])),
-        base_model=report.get("backbone"),
+        base_model=base,
         datasets=[entry["name"] for entry in data if "/" in entry["name"]] or None,
         metrics=sorted({metric.lower() for entry in entries for metric in entry["metrics"]}) or None,
         model_name=name if entries else None,
@@ -232,6 +249,7 @@ def render_card(
         catalog=catalog if catalog is not None and len(catalog) else None,
         catalog_left_out=bool(more.get("catalog_left_out")),
         encoder=getattr(getattr(getattr(pipeline, "processor", None), "encoder", None), "origin", None),
+        base=base,
         backbone=getattr(getattr(model.config, "text_config", None), "model_type", model.config.model_type),
         report={**dict.fromkeys(FIELDS), **report},
         has_report=bool(report),
@@ -246,19 +264,22 @@ def render_card(
 def _data_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The data sets a run was trained on: name, what is known of the size, and the terms."""
     terms = yaml.safe_load((template_folder() / "terms.yaml").read_text(encoding="utf-8"))
-    named = report.get("train") or ({report["data"]["name"]: report["data"]} if report.get("data") else {})
+    named = report.get("train") or ({report["data"]["name"] or "data of the trainer's own": report["data"]} if report.get("data") else {})
     return [
         {"users": None, "items": None, **facts, "name": name, "license": facts.get("license") or terms.get(name) or ""}
         for name, facts in named.items()
     ]
 
 
-def _license(given: str | None, report: Mapping[str, Any], data: Sequence[Mapping[str, Any]]) -> tuple[str | None, dict[str, Any]]:
+def _license(
+    given: str | None, report: Mapping[str, Any], data: Sequence[Mapping[str, Any]], repo_id: str | None
+) -> tuple[str | None, dict[str, Any]]:
     """The licence of the weights, and what the Hub wants beside it: given, the run's own, or that of the data they were trained on."""
     known = given or report.get("license")
     if known or not any(entry["license"] for entry in data):
         return known, {}
-    return "other", {"license_name": "terms-of-the-training-data", "license_link": "#terms"}
+    link = {} if repo_id is None else {"license_link": f"https://huggingface.co/{repo_id}#terms"}
+    return "other", {"license_name": "terms-of-the-training-data", **link}
 
 
 def example_of(pipeline: Any, elsewhere: bool) -> dict[str, Any]:
@@ -318,7 +339,7 @@ def render_dataset_card(domain: Domain, files: Mapping[str, Any], repo_id: str, 
     header = DatasetCardData(
         license=identifier,
         license_name="terms-of-the-source" if identifier == "other" else None,
-        license_link="#terms" if identifier == "other" else None,
+        license_link=f"https://huggingface.co/datasets/{repo_id}#terms" if identifier == "other" else None,
         tags=["recommendation", "sequential-recommendation", "genrec_hub"],
         pretty_name=repo_id.rpartition("/")[2],
         configs=configs,

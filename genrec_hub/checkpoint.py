@@ -6,10 +6,13 @@ are made of, so that `trust_remote_code=True` loads a checkpoint where the packa
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -24,10 +27,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import _http as http
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers.dynamic_module_utils import get_relative_import_files
+
+logger = logging.getLogger(__name__)
 
 TASK = "sequential-recommendation"
 FORMAT_VERSION = 1
@@ -40,8 +44,10 @@ TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "voca
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"}
 TRAINER_STATE = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth"}
 """What transformers' Trainer leaves beside a model; it is never read here."""
-TRANSPORT: type[Exception] = next(getattr(http, name) for name in ("httpx2", "httpx") if hasattr(http, name)).TransportError
-"""What huggingface_hub's HTTP library raises when a connection can't be made or breaks: 1.x speaks through httpx, 2.x through httpx2."""
+TRANSPORT: type[Exception] = import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0]).TransportError
+"""What huggingface_hub's HTTP library raises when a connection can't be made or breaks: httpx under 1.x, httpx2 under 2.x."""
+WAITS = (1.0, 3.0, 9.0)
+"""Seconds before each further attempt of a transfer."""
 PASSED = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
@@ -57,6 +63,7 @@ def fetch(name: str | Path, patterns: Iterable[str] | None = None, ignore: Itera
     Raises:
         FileNotFoundError: no such folder, repository or revision, or nothing in the cache while the Hub is out of reach.
         PermissionError: the repository is gated, or the token is refused.
+        ConnectionError: the Hub fails again and again.
         ValueError: there is a pickle.
     """
     folder = Path(name)
@@ -68,7 +75,7 @@ def fetch(name: str | Path, patterns: Iterable[str] | None = None, ignore: Itera
     try:
         if not passed.get("local_files_only"):
             refuse_pickles(name, _listed(str(name), passed.get("revision"), passed.get("token")))
-        return Path(snapshot_download(str(name), allow_patterns=allowed, ignore_patterns=list(ignore), **passed))
+        return _downloaded(str(name), allow_patterns=allowed, ignore_patterns=list(ignore), **passed)
     except HFValidationError:
         raise FileNotFoundError(f"There is no folder {name}, and it is no Hub name (org/name) either.") from None
     except GatedRepoError:
@@ -92,10 +99,34 @@ def fetch(name: str | Path, patterns: Iterable[str] | None = None, ignore: Itera
         raise
 
 
+def _downloaded(name: str, **how: Any) -> Path:
+    """`snapshot_download`, tried again where the Hub fails or the connection breaks; what was fetched so far stays in the cache.
+
+    Raises:
+        ConnectionError: when no attempt went through.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return Path(snapshot_download(name, **how))
+        except HfHubHTTPError as error:
+            if error.response.status_code < 500:
+                raise
+            trouble: Exception = error
+        except TRANSPORT as error:
+            trouble = error
+        if wait is not None:
+            logger.warning("The download of %s broke off (%s); it is tried again.", name, str(trouble).partition("\n")[0])
+            time.sleep(wait)
+    raise ConnectionError(
+        f"{name} could not be downloaded in {len(WAITS) + 1} attempts ({str(trouble).strip().partition(chr(10))[0]}): try later."
+    )
+
+
 def _listed(name: str, revision: str | None, token: str | bool | None) -> list[str]:
     """The files of a repository; none when the Hub does not say, for then `snapshot_download` knows best what to do."""
     try:
-        return HfApi(token=token).list_repo_files(name, revision=revision)
+        found = HfApi(token=token).model_info(name, revision=revision).siblings  # one request, which does not wait for a Hub out of reach
+        return [file.rfilename for file in found or ()]
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise
     except (HfHubHTTPError, OfflineModeIsEnabled, TRANSPORT):

@@ -105,6 +105,7 @@ class Domain:
         sequences: rows of the catalogue per user, oldest first.
         times: Unix seconds per interaction, parallel to `sequences.items`; None when only the order is known.
         given: 0 training, 1 validation, 2 test per interaction; None when the source has no official split.
+        name: of the data, for reports; that of the folder when it is read from files.
     """
 
     def __init__(
@@ -114,8 +115,10 @@ class Domain:
         sequences: Sequences,
         times: np.ndarray | None = None,
         given: np.ndarray | None = None,
+        name: str = "",
     ) -> None:
         self.catalog, self.users, self.sequences, self.times, self.given = catalog, list(users), sequences, times, given
+        self.name = name
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -147,7 +150,9 @@ class Domain:
         """
         catalog = Catalog.from_file(items, max_bytes=MAX_INTERACTION_BYTES)
         table = read_table(interactions, MAX_INTERACTION_BYTES)
-        return cls.from_table(catalog, table, Path(interactions).name, check_order)
+        domain = cls.from_table(catalog, table, Path(interactions).name, check_order)
+        domain.name = Path(items).resolve().parent.name
+        return domain
 
     @classmethod
     def from_table(cls, catalog: Catalog, table: pa.Table, where: str = "the table", check_order: bool = True) -> "Domain":
@@ -282,6 +287,7 @@ class Domain:
             Sequences(new_row[items[keep]], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)),
             None if self.times is None else self.times[keep],
             None if self.given is None else self.given[keep],
+            self.name,
         )
 
     def save(self, folder: str | Path) -> None:

@@ -30,14 +30,12 @@ from .cards import (
     render_card,
     render_dataset_card,
 )
-from .checkpoint import SIDECARS, SUMS, TOKENIZER, TRANSPORT, WEIGHTS, matches, read_sums, write_sums
+from .checkpoint import SIDECARS, SUMS, TOKENIZER, TRANSPORT, WAITS, WEIGHTS, matches, read_sums, write_sums
 from .domain import Domain
 from .pipeline import RecommendationPipeline
 
 logger = logging.getLogger(__name__)
 
-WAITS = (1.0, 3.0, 9.0)
-"""Seconds before each further attempt of an upload."""
 RUN = (REPORT, *EVALUATIONS, ".eval_results/*.yaml", FIGURE)
 """What tells of a run; it belongs to the weights and goes when they are replaced."""
 MODEL_FILES = ("config.json", "generation_config.json", *WEIGHTS, "pytorch_model*", *RUN)
@@ -109,7 +107,7 @@ def push(
         ValueError: when the terms of the catalogue forbid to publish it.
         PermissionError: when the token may not write there.
         ConnectionAbortedError: when somebody else changed the repository meanwhile.
-        ConnectionError: when the Hub can't be reached or fails again and again; nothing of the commit is visible then.
+        ConnectionError: when the Hub can't be reached or fails again and again.
     """
     parts = [part for part in (pipeline, model, processor) if part is not None]
     if len(parts) != 1:
@@ -252,7 +250,7 @@ def upload(folder: Path, target: Target, managed: Iterable[str], message: str, d
                 ) from None
             if status == 412:
                 raise ConnectionAbortedError(
-                    f"{target.repo_id} changed while this push was under way, so nothing of it was committed: push again to put it on top."
+                    f"{target.repo_id} changed while this push was under way: push again to put it on top of what is there now."
                 ) from None
             if status < 500 and status not in (408, 429):
                 raise
@@ -263,8 +261,8 @@ def upload(folder: Path, target: Target, managed: Iterable[str], message: str, d
             logger.warning("The push to %s broke off (%s); attempt %d follows.", target.repo_id, _first_line(trouble), number + 2)
             time.sleep(WAITS[number])
     raise ConnectionError(
-        f"The push to {target.repo_id} failed {len(WAITS) + 1} times ({_first_line(trouble)}): nothing of it is visible there; push again "
-        "later, what was uploaded so far is not sent twice."
+        f"The push to {target.repo_id} failed {len(WAITS) + 1} times ({_first_line(trouble)}): no half of it is to be seen there; push "
+        "again later, what was uploaded so far is not sent twice."
     )
 
 

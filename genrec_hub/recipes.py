@@ -4,7 +4,10 @@ import json
 import logging
 import math
 import os
+import platform
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -105,7 +108,7 @@ def train_sasrec(domain: Domain, output: str | Path, settings: Settings = DEFAUL
         negatives=negatives_of(chosen, size),
         max_items=model.config.max_length,
     )
-    return finish(trainer, Path(output), chosen, resume, lambda: {})
+    return finish(trainer, Path(output), chosen, resume, lambda: circumstances(domain))
 
 
 def train_setrec(
@@ -208,7 +211,7 @@ def train_setrec(
         catalog_size=size,
         negatives=negatives_of(chosen, size),
     )
-    report = finish(trainer, output, chosen, resume, lambda: {"beta": trainer.choose_beta()})
+    report = finish(trainer, output, chosen, resume, lambda: {"beta": trainer.choose_beta(), **circumstances(domain, backbone)})
     if trainer.is_world_process_zero():
         processor.save_pretrained(output)
     trainer.accelerator.wait_for_everyone()
@@ -284,6 +287,30 @@ def finish(trainer: NextItemTrainer, output: Path, chosen: Settings, resume: boo
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return report
+
+
+def circumstances(domain: Domain, backbone: str | None = None) -> dict[str, Any]:
+    """What a model card has to say of a run besides its numbers: the command, the data with their terms, the machine."""
+    data = {"name": domain.name, "users": len(domain), "items": len(domain.catalog), "license": domain.catalog.license}
+    found = {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "data": data | {"interactions": len(domain.sequences.items), "fingerprint": domain.catalog.fingerprint},
+        "hardware": hardware(),
+    }
+    return found | ({} if backbone is None else {"backbone": backbone})
+
+
+def hardware() -> str:
+    """The machine in words: its GPUs, else how many threads of which processor were used."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    name = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine()
+    )
+    threads = torch.get_num_threads()
+    return f"{threads} thread{'s' if threads > 1 else ''} of {name}"
 
 
 def curve_of(trainer: NextItemTrainer) -> list[dict[str, float]]:

@@ -19,7 +19,7 @@ from .domain import Domain, Split
 from .modeling_idgenrec import IDGenRecModel
 from .phrases import generator_text, salient_words
 from .processing_idgenrec import IDGenRecProcessor
-from .recipes import CHECKPOINTS, DEFAULTS, REPORT, Progress, Settings, curve_of, refuse_empty, run_arguments
+from .recipes import CHECKPOINTS, DEFAULTS, REPORT, Progress, Settings, circumstances, curve_of, refuse_empty, run_arguments
 from .training import run, training_arguments
 from .training_idgenrec import GeneratorTrainer, IDGenRecTrainer, PackedRecommenderTrainer, PromptRecommenderTrainer, WriterTrainer
 
@@ -167,6 +167,7 @@ def train_idgenrec(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": round(time.time() - start, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
+        **circumstances(domain, backbone),
     }
     _keep(output, model, processor, report)
     shutil.rmtree(work, ignore_errors=True)

@@ -1,6 +1,7 @@
 """The round trip over HTTP with the real client, and every refusal; the faults on the way are in test_hub_faults.py."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import re
@@ -18,6 +19,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent / "hub"))
 from clients import OURS, Clients, without
@@ -29,9 +31,11 @@ from genrec_hub.cards import SYSTEMS as CARDS
 from genrec_hub.cards import eval_results, may_be_published, read_evaluations, template_folder
 from genrec_hub.catalog import Catalog
 from genrec_hub.checkpoint import FORMAT_VERSION, SUMS, TASK, digest, read_sums
+from genrec_hub.cli import app
 from genrec_hub.hub import push, write_card
 from genrec_hub.pipeline import PRETRAINED, RecommendationPipeline
 from genrec_hub.processing_setrec import SETRecProcessor
+from genrec_hub.recipes import Settings, train_sasrec
 from genrec_hub.semantic import TextEncoder
 from genrec_hub.text import words
 
@@ -510,6 +514,88 @@ def test_embedded_cards_are_rendered_not_written(folder, tmp_path):
     with contextlib.redirect_stdout(said_):
         exec(code, scope)
     assert said_.getvalue() == output
+
+
+def test_a_run_says_what_its_card_needs(synthetic_domain, tmp_path):
+    """Command, data with their terms, machine: written by the recipe, shown by the card."""
+    synthetic_domain(30, 12, 0).save(tmp_path / "tiny_shop")
+    (tmp_path / "tiny_shop" / "info.json").write_text(json.dumps({"licence": "academic use only"}))
+    domain = genrec_hub.Domain.from_folder(tmp_path / "tiny_shop", check_order=False)
+    train_sasrec(domain, tmp_path / "run", Settings(epochs=1, batch=8), hidden_size=8)
+    report = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert report["data"].items() >= {"name": "tiny_shop", "users": 30, "items": 12, "license": "academic use only"}.items()
+    model = genrec_hub.SASRecModel.from_pretrained(tmp_path / "run")
+    write_card(tmp_path / "run", model, None, "org/cf")
+    text = (tmp_path / "run" / "README.md").read_text()
+    for words_ in ("| tiny\\_shop | 30 | 12 | academic use only |", report["command"], report["hardware"], "(12, 8)", "1 epochs"):
+        assert words_ in text, words_
+    assert front_matter(text)["license"] == "other"
+    write_card(tmp_path / "run", model, None, "org/cf", license="mit")
+    assert front_matter((tmp_path / "run" / "README.md").read_text())["license"] == "mit"
+
+
+def genrec(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_doctor_names_what_is_wrong(made, copy):
+    done = genrec("doctor", made("setrec"), "--json")
+    report = json.loads(done.stdout)
+    assert done.exit_code == 0, done.stderr
+    assert report["problems"] == []
+    assert report["checkpoints"][str(made("setrec"))].items() >= {"model_type": "setrec", "items": 60}.items()
+    assert report["checkpoints"][str(made("setrec"))]["checksums"] == len(read_sums(made("setrec")))
+    assert {"endpoint", "cache", "offline", "logged in"} == set(report["hub"])
+    content = bytearray((copy / "encoder" / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (copy / "encoder" / "model.safetensors").write_bytes(content)
+    done = genrec("doctor", copy, made("idgenrec"), "--json")
+    report = json.loads(done.stdout)
+    assert done.exit_code == 1
+    assert [problem.startswith(f"{copy}: encoder/model.safetensors") for problem in report["problems"]] == [True]
+    assert list(report["checkpoints"]) == [str(made("idgenrec"))]
+
+
+def test_push_says_in_one_sentence_what_it_will_not_do(copy, tmp_path, synthetic_domain):
+    card = json.loads((copy / "catalog" / "catalog.json").read_text())
+    (copy / "catalog" / "catalog.json").write_text(json.dumps({**card, "license": "academic use only"}))
+    (copy / SUMS).unlink()
+    synthetic_domain(30, 12, 0).save(tmp_path / "shop")
+    (tmp_path / "shop" / "info.json").write_text(json.dumps({"licence": "no redistribution"}))
+    for source, words_ in ((copy, "--no-catalog"), (tmp_path / "shop", "'no redistribution'"), (tmp_path / "none", "There is no")):
+        done = genrec("push", source, "org/name")
+        assert done.exit_code == 1
+        assert words_ in done.stderr.splitlines()[-1]
+
+
+# The Space
+
+
+@pytest.fixture
+def deploy_space():
+    spec = importlib.util.spec_from_file_location("deploy_space", REPOSITORY / "scripts" / "deploy_space.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_space_has_what_the_app_needs(deploy_space, tmp_path):
+    deploy_space.assemble(tmp_path, ["org/a"])
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    header = deploy_space.configuration((tmp_path / "README.md").read_text())
+    assert {header["app_file"], "requirements.txt", "LICENSE", "genrec_hub/demo.py", "genrec_hub/demo.css", "model_cards/card.md"} <= names
+    assert {path.relative_to(REPOSITORY / "genrec_hub").as_posix() for path in PRETRAINED.rglob("*") if path.is_file()} <= {
+        name.removeprefix("genrec_hub/") for name in names
+    }
+    assert not [name for name in names if "__pycache__" in name or name.startswith(("tests", "docs"))]
+    assert header["models"] == header["preload_from_hub"] == ["org/a"]
+    assert header["sdk"] == "gradio"
+    assert len(header["short_description"]) <= 60
+    assert (tmp_path / "README.md").read_text().endswith((REPOSITORY / "README.md").read_text().split("---\n", 2)[2])
+    plain = deploy_space.configure((REPOSITORY / "README.md").read_text(), [])
+    assert deploy_space.configuration(plain) == deploy_space.configuration((REPOSITORY / "README.md").read_text())
+    with pytest.raises(ValueError, match="no header"):
+        deploy_space.configuration("# nothing")
 
 
 def test_every_system_has_a_template(made):
