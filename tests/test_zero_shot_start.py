@@ -119,7 +119,7 @@ def test_spelled_features(spelled: SETRecProcessor, processor: SETRecProcessor, 
     loaded = SETRecProcessor.from_pretrained(tmp_path)
     assert (loaded.spelling, loaded.crowding) == (32, True)
     assert torch.equal(loaded.features["semantic"], spelled.features["semantic"])
-    line = [spelled.catalog[5].line]
+    line = [spelled.catalog[5].item_id]
     assert torch.equal(loaded([line])["semantic"], spelled([line])["semantic"])
     assert spelled([["something else"]])["semantic"].shape == (1, 1, 49)
     assert spelled.without_catalog().with_catalog(spelled.catalog).features["semantic"].numpy() == pytest.approx(semantic, abs=1e-6)
@@ -134,7 +134,7 @@ def test_added_items_are_spelled_like_the_others(spelled: SETRecProcessor) -> No
     assert more.features["semantic"][60, :48].numpy() == pytest.approx(spelled.features["semantic"][7, :48].numpy(), abs=1e-5)
 
 
-def test_guessed_cf_vectors(processor: SETRecProcessor, tmp_path) -> None:
+def test_guessed_cf_vectors(processor: SETRecProcessor, encoder, tmp_path) -> None:
     known, rng = np.arange(60) % 3 > 0, np.random.default_rng(0)
     semantic = processor.features["semantic"].numpy()
     cf = (semantic @ rng.normal(size=(16, 6)) + 2).astype(np.float32)
@@ -149,7 +149,9 @@ def test_guessed_cf_vectors(processor: SETRecProcessor, tmp_path) -> None:
     assert torch.equal(processor.with_cf(other, known, guess=True).features["cf"], guessed.features["cf"])
     guessed.save_pretrained(tmp_path)
     fresh = Item("new", "Dahlia espresso cup", "Lumo", "Kitchen", "A espresso cup for every day.")
-    for one in (guessed, SETRecProcessor.from_pretrained(tmp_path)):
+    loaded = SETRecProcessor.from_pretrained(tmp_path)
+    loaded.encoder = encoder
+    for one in (guessed, loaded):
         more = one.add_items([fresh])
         assert bool(more.features["has_cf"][60])
         new = more.features["semantic"][60].numpy()
