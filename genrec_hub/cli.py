@@ -45,6 +45,7 @@ class System(StrEnum):
     """What can be trained."""
 
     setrec = "setrec"
+    idgenrec = "idgenrec"
     sasrec = "sasrec"
 
 
@@ -83,7 +84,7 @@ def recommend(
         if not answers:
             typer.echo("Nothing is left to recommend: the history holds every item that may be shown.", err=True)
         for answer in answers:
-            tokens = " · ".join(str(token["label"]) for token in answer["identifier"]["tokens"])
+            tokens = _readable(answer["identifier"])
             because = answer["because"]
             reason = f"  because of {because['item']['title']} ({because['share']:.0%})" if because else ""
             typer.echo(f"{answer['rank']:>3}. {answer['item']['title']}  [{tokens}]  {answer['score']:.2f}{reason}")
@@ -103,7 +104,7 @@ def identify(
             _emit(rows)
             return
         for row in rows:
-            typer.echo(f"{row['item_id']}\t{row['title']}\t{' · '.join(str(token['label']) for token in row['identifier']['tokens'])}")
+            typer.echo(f"{row['item_id']}\t{row['title']}\t{_readable(row['identifier'])}")
 
 
 @app.command()
@@ -172,9 +173,19 @@ def train(
         str | None, typer.Option(help="A pretrained decoder-only or T5 checkpoint to start from; a small Qwen3 from scratch otherwise.")
     ] = None,
     config: Annotated[
-        str, typer.Option(help='SETRec: fields of its configuration as JSON, e.g. {"semantic_tokens": 6, "lora": {}}.')
+        str,
+        typer.Option(
+            help='Fields of the configuration as JSON, e.g. {"semantic_tokens": 6, "lora": {}}; for IDGenRec also "hidden", "layers", '
+            '"rounds", "prompt" and what else its recipe takes.'
+        ),
     ] = "{}",
     arguments: Annotated[str, typer.Option(help='Further TrainingArguments as JSON, e.g. {"bf16": true}.')] = "{}",
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="IDGenRec: recommender (alone, on IDs written once), alternate (generator and recommender in turns) or generator."
+        ),
+    ] = "recommender",
     sasrec: Annotated[Path | None, typer.Option(help="SETRec: a trained SASRec for the CF tokens, instead of training one.")] = None,
     cf: Annotated[bool, typer.Option(help="SETRec: with a CF token.")] = True,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
@@ -197,6 +208,20 @@ def train(
         settings = Settings(epochs, batch, rate, negatives, every, seed, protocol.value)
         if system is System.sasrec:
             report = train_sasrec(domain, output, settings, resume)
+        elif system is System.idgenrec:
+            from .recipes_idgenrec import train_idgenrec
+
+            report = train_idgenrec(
+                domain,
+                output,
+                settings,
+                resume,
+                backbone=backbone,
+                strategy=strategy,
+                progress=_progress("writing IDs"),
+                arguments=_fields("--arguments", arguments),
+                **_fields("--config", config),
+            )
         else:
             report = train_setrec(
                 domain,
@@ -215,6 +240,11 @@ def train(
     else:
         validation = ", ".join(f"{name} {value:.4f}" for name, value in report["validation"].items())
         typer.echo(f"Saved {output} after {report['seconds']:.0f} s; validation {validation or 'not possible'}.")
+
+
+def _readable(identifier: dict[str, Any]) -> str:
+    """An identifier in words: the text of an ID, or the labels of a set's tokens."""
+    return identifier["text"] if "text" in identifier else " · ".join(str(token["label"]) for token in identifier["tokens"])
 
 
 def _fields(option: str, text: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -82,46 +82,34 @@ def evaluate(
     """
     start = time.perf_counter()
     split = split or domain.split(protocol)
-    cases = split.cases(stage).sample(max_users, seed)
-    if not len(cases):
+    asked, repeat_targets = ask(split.cases(stage).sample(max_users, seed), exclude_seen)
+    if not len(asked) and not repeat_targets:
         raise ValueError(f"No user has a {stage} target under {protocol}: leave-one-out needs users with at least 3 interactions.")
-    asked, repeat_targets = _ask(cases, exclude_seen)
-    counts = split.popularity(len(domain.catalog))
     trained = SASRecRanker.from_folder(sasrec, domain.catalog) if isinstance(sasrec, str | Path) else sasrec
     rankers: dict[str, Ranker] = {}
     if model is not None:
-        rankers["model"] = _ranker_of(model, domain, split, zero_shot, exclude_seen)
+        rankers["model"] = ranker_of(model, domain, split, zero_shot, exclude_seen)
     if baselines or model is None:
-        vectors = _vectors(domain.catalog) if vectors is None else vectors
+        vectors = text_vectors(domain.catalog) if vectors is None else vectors
         rankers |= baseline_rankers(split, vectors, repeat_last=not exclude_seen)
     if trained is not None:
         rankers["sasrec"] = trained
-    size, several = len(domain.catalog), bool((asked.targets.lengths > 1).any())
+    counts = split.popularity(len(domain.catalog))
     rooms = {"warm": counts > 0, "cold": counts == 0}
     asked_cold = rooms["cold"][np.unique(asked.targets.items)].any()
-    answers = rank(rankers, asked, size, exclude_seen, batch_size, rooms if asked_cold else {})
+    answers = rank(rankers, asked, len(domain.catalog), exclude_seen, batch_size, rooms if asked_cold else {})
     if vectors is None:
         named = [part.lists.ravel() for answer in answers.values() for part in (answer, *answer.among.values())]
-        vectors = _vectors(domain.catalog, np.unique(np.concatenate(named)))
-    tables = {name: _summary(answer, vectors, several) for name, answer in answers.items()}
-    groups = {
-        name: {group: {**_summary(part, vectors, several), "users": len(part.ranks)} for group, part in _parts(answer, counts).items()}
-        for name, answer in answers.items()
-    }
-    own = answers.get("model")
+        vectors = text_vectors(domain.catalog, np.unique(np.concatenate(named)))
     return {
         "protocol": protocol,
         "zero_shot": zero_shot,
         "exclude_seen": exclude_seen,
         "repeat_targets": repeat_targets,
         "users": len(asked),
-        "items": size,
+        "items": len(domain.catalog),
         "seed": seed,
-        "metrics": tables.pop("model", {}),
-        "ci": {} if own is None else _intervals(metrics.per_user(own.ranks), bootstrap, seed),
-        "baselines": tables,
-        "groups": groups.pop("model", {}),
-        "baseline_groups": groups,
+        **report(answers, counts, vectors, bootstrap, seed),
         "seconds": round(time.perf_counter() - start, 2),
         "model": _name(model),
         "fingerprint": domain.catalog.fingerprint,
@@ -214,7 +202,7 @@ class _Sheet:
         return Answer([self.best[row] for row in rows], [self.ranks[row] for row in rows], self.lists[rows], among)
 
 
-def _ask(cases: Cases, exclude_seen: bool) -> tuple[Cases, int]:
+def ask(cases: Cases, exclude_seen: bool) -> tuple[Cases, int]:
     """Keeps distinct targets, not seen before when seen items are excluded; counts the users who had seen all of theirs."""
     kept, targets, repeats = [], [], 0
     for row in range(len(cases)):
@@ -230,13 +218,43 @@ def _ask(cases: Cases, exclude_seen: bool) -> tuple[Cases, int]:
     return Cases(cases.users[rows], Sequences.of([cases.histories[row] for row in kept]), Sequences.of(targets)), repeats
 
 
-def _ranker_of(model: Ranker | Rankable, domain: Domain, split: Split, zero_shot: bool, exclude_seen: bool) -> Ranker:
+def ranker_of(model: Ranker | Rankable, domain: Domain, split: Split, zero_shot: bool, exclude_seen: bool) -> Ranker:
+    """What scores a domain: the model itself, or what it makes of itself; zero-shot it is shown nothing but the catalogue."""
     if isinstance(model, Rankable):
         bare = Domain(domain.catalog, [], Sequences.of([]))
         return model.ranker(bare, None, True, exclude_seen) if zero_shot else model.ranker(domain, split, False, exclude_seen)
     if isinstance(model, Ranker):
         return model
     raise ValueError(f"A {type(model).__name__} can't be evaluated: it has neither scores(histories) nor ranker(domain, split, zero_shot).")
+
+
+def report(
+    answers: Mapping[str, Answer], counts: np.ndarray, vectors: np.ndarray, bootstrap: int = 1000, seed: int = 0
+) -> dict[str, object]:
+    """Returns what a table shows: `metrics` and `ci` of the row "model", `baselines` of the others, `groups` of targets with both.
+
+    Args:
+        answers: row -> answers of the same users.
+        counts: (V,) how often each item occurs in training.
+        vectors: (V, S) unit vectors for the diversity of the lists.
+        bootstrap: resamples per interval.
+        seed: of the intervals.
+    """
+    several = any(len(own) > 1 for answer in answers.values() for own in answer.targets)
+    tables = {name: _summary(answer, vectors, several) for name, answer in answers.items()}
+    groups: dict[str, dict[str, Any]] = {}
+    for name, answer in answers.items():
+        for group, part in _parts(answer, counts).items():
+            row = groups.setdefault(group, {"users": len(part.ranks), "baselines": {}})
+            summary = _summary(part, vectors, several)
+            row.update(summary if name == "model" else {"baselines": {**row["baselines"], name: summary}})
+    own = answers.get("model")
+    return {
+        "metrics": tables.pop("model", {}),
+        "ci": {} if own is None else _intervals(metrics.per_user(own.ranks), bootstrap, seed),
+        "baselines": tables,
+        "groups": groups,
+    }
 
 
 def _parts(answer: Answer, counts: np.ndarray) -> dict[str, Answer]:
@@ -265,7 +283,7 @@ def _diversity(lists: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return out
 
 
-def _vectors(catalog: Catalog, rows: np.ndarray | None = None) -> np.ndarray:
+def text_vectors(catalog: Catalog, rows: np.ndarray | None = None) -> np.ndarray:
     """MiniLM vectors of the lines, zeros outside `rows` when only those are needed. Shape: -> (V, S)."""
     rows = np.arange(len(catalog)) if rows is None else rows[rows >= 0]
     with tqdm(desc="encode the catalogue", unit=" lines", disable=None) as bar:

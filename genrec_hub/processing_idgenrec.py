@@ -165,8 +165,10 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
 
     def text_tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of texts as the generator reads them, ended by the end token."""
+        if not len(texts):
+            return []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=self.max_text - 1)["input_ids"]
-        return [[*own, self.eos] for own in encoded] if len(texts) else []
+        return [[*own, self.eos] for own in encoded]
 
     @property
     def eos(self) -> int:

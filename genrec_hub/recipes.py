@@ -102,10 +102,10 @@ def train_sasrec(domain: Domain, output: str | Path, settings: Settings = DEFAUL
         sequences=split.training,
         validation=split.validation if len(split.validation) else None,
         catalog_size=size,
-        negatives=_negatives(chosen, size),
+        negatives=negatives_of(chosen, size),
         max_items=model.config.max_length,
     )
-    return _finish(trainer, Path(output), chosen, resume, lambda: {})
+    return finish(trainer, Path(output), chosen, resume, lambda: {})
 
 
 def train_setrec(
@@ -206,9 +206,9 @@ def train_setrec(
         sequences=split.training,
         validation=split.validation if len(split.validation) else None,
         catalog_size=size,
-        negatives=_negatives(chosen, size),
+        negatives=negatives_of(chosen, size),
     )
-    report = _finish(trainer, output, chosen, resume, lambda: {"beta": trainer.choose_beta()})
+    report = finish(trainer, output, chosen, resume, lambda: {"beta": trainer.choose_beta()})
     processor.save_pretrained(output)
     return report
 
@@ -244,7 +244,7 @@ def run_arguments(output: str | Path, chosen: Settings, split: Split, more: dict
     )
 
 
-def _negatives(chosen: Settings, size: int) -> int:
+def negatives_of(chosen: Settings, size: int) -> int:
     """All items when the catalogue is not much larger than the sample."""
     assert chosen.negatives is not None
     return 0 if size <= 2 * chosen.negatives else chosen.negatives
@@ -258,7 +258,8 @@ def refuse_empty(training: Sequences) -> None:
         )
 
 
-def _finish(trainer: NextItemTrainer, output: Path, chosen: Settings, resume: bool, after: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def finish(trainer: NextItemTrainer, output: Path, chosen: Settings, resume: bool, after: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Trains, does what comes `after` (its result joins the report), saves the model and its report, and drops the checkpoints."""
     start, cpu = time.time(), time.process_time()
     run(trainer, resume)
     more = after()

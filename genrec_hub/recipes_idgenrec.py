@@ -297,18 +297,21 @@ def _phase(
 ) -> tuple[IDGenRecModel, IDGenRecProcessor, dict[str, Any]]:
     """One phase; whatever changes the generator is followed by new IDs."""
     more = arguments or {}
+
+    def identified() -> IDGenRecProcessor:
+        return processor.without_catalog().with_catalog(domain.catalog, progress, model.eval())
+
     if kind == "writer":
         report = train_writer(model, processor, [domain.catalog], place, writer_epochs, resume, chosen.seed, **more)
-    elif kind == "generator":
+        return model, identified(), report
+    if processor.without_ids:
+        processor = identified()
+    if kind == "generator":
         report = train_generator(model, processor, place, replace(chosen, epochs=1, rate=generator_rate), split, resume, **more)
-    if processor.without_ids or kind != "recommender":
-        model.eval()
-        processor = processor.without_catalog().with_catalog(domain.catalog, progress, model)
-    if kind == "recommender":
-        assert chosen.epochs is not None
-        share = replace(chosen, epochs=math.ceil(chosen.epochs / turns.count("recommender")))
-        report = train_recommender(model, processor, place, share, split, resume, **more)
-    return model, processor, report
+        return model, identified(), report
+    assert chosen.epochs is not None
+    share = replace(chosen, epochs=math.ceil(chosen.epochs / turns.count("recommender")))
+    return model, processor, train_recommender(model, processor, place, share, split, resume, **more)
 
 
 def _keep(folder: Path, model: IDGenRecModel, processor: IDGenRecProcessor, report: dict[str, Any]) -> None:
