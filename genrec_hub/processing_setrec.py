@@ -181,7 +181,7 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         features = {**self._arrays(), "cf": cf * known[:, None], "has_cf": known}
         if guess:
             features["cf_from_text"] = ridge(features["semantic"][known], cf[known])
-            features["cf_length"] = np.float32([guess * np.linalg.norm(cf[known], axis=1).mean()])
+            features["cf_length"] = np.array([guess * np.linalg.norm(cf[known], axis=1).mean()], np.float32)
             features |= self._guessed(features, ~known)
         return self._with(self.catalog, features)
 
