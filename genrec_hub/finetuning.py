@@ -17,7 +17,6 @@ from .modeling_sasrec import SASRecModel
 from .modeling_setrec import SETRecModel
 from .processing_setrec import SETRecProcessor
 from .recipes import REPORT, Progress, Settings, finish, negatives_of, run_arguments, train_sasrec
-from .semantic import DEFAULT_ENCODER, TextEncoder
 from .training import SETRecTrainer
 
 logger = logging.getLogger(__name__)
@@ -73,10 +72,14 @@ def add_cf_slot(model: SETRecModel, cf_size: int, fingerprint: str, beta: float 
             there.copy_(values)
         elif there.shape[1:] == values.shape[1:] and len(there) == len(values) + 1:
             there[1:] = values
+        elif there.shape[:-1] == values.shape[:-1] and there.shape[-1] == values.shape[-1] + 1:  # rates x slots
+            there[..., 1:] = values
         else:
             raise ValueError(f"The weight {name} has the shape {tuple(values.shape)}; with a CF slot it should be {tuple(there.shape)}.")
     if model.config.normalize == "joint":
         state["log_scale"] -= float(np.log(beta))
+        if wider.prior is not None:
+            state["prior"] /= beta
     return wider
 
 
@@ -87,7 +90,7 @@ def finetune_setrec(
     settings: Settings | None = None,
     resume: bool = False,
     *,
-    encoder: str | TextEncoder = DEFAULT_ENCODER,
+    like: SETRecProcessor | None = None,
     sasrec: str | Path | None = None,
     progress: Progress | None = None,
     **config: Any,
@@ -100,7 +103,7 @@ def finetune_setrec(
         output: folder of the finished checkpoint.
         settings: of the run.
         resume: go on from the last checkpoint in `output`.
-        encoder: the sentence encoder that the model was trained with.
+        like: the foundation's processor, which says how texts become vectors; MiniLM alone when None.
         sasrec: folder of a SASRec trained on the same interactions; trained into `output/cf` when None.
         progress: called with (done, total) while texts are encoded.
         **config: of `SETRecConfig`, where it should differ from the foundation's.
@@ -111,7 +114,8 @@ def finetune_setrec(
     chosen = (settings or Settings()).or_else(epochs=7, batch=128, rate=1e-3, negatives=1024)
     output, size = Path(output), len(domain.catalog)
     split = domain.split(chosen.protocol)
-    processor = SETRecProcessor(domain.catalog, encoder=encoder, max_items=model.config.max_items, progress=progress)
+    like = SETRecProcessor(max_items=model.config.max_items) if like is None else like
+    processor = like.without_catalog().with_catalog(domain.catalog, progress)
     folder = Path(sasrec) if sasrec is not None else output / "cf"
     if sasrec is None and not (resume and (folder / REPORT).is_file()):
         train_sasrec(domain, folder, few_shot_settings(len(domain), chosen), resume)

@@ -29,7 +29,7 @@ from .text import typical_words
 
 logger = logging.getLogger(__name__)
 
-OF_THE_CATALOG = ("centre", "rarity", "cf_from_text")
+OF_THE_CATALOG = ("centre", "rarity", "cf_from_text", "cf_length")
 """Features that belong to the catalogue as a whole."""
 CROWDING = np.float32(0.1)
 """Length of the crowding number beside the unit vectors: small, so that likeness hardly sees it; the model's prior does."""
@@ -176,14 +176,15 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
                 features |= self._guessed(features, np.arange(len(features["cf"])) >= len(old["cf"]))
         return self._with(self.catalog.add(fresh), features)
 
-    def with_cf(self, cf: np.ndarray, has_cf: np.ndarray | None = None, guess: bool = False) -> "SETRecProcessor":
+    def with_cf(self, cf: np.ndarray, has_cf: np.ndarray | None = None, guess: float = 0.0) -> "SETRecProcessor":
         """Returns a processor with CF vectors.
 
         Args:
             cf: CF vectors.
             has_cf: true where an item has interactions.
             guess: items without a vector, those added later too, get one predicted from their text by ridge regression on the items that
-                have one. It is the shorter, the less the text says.
+                have one, as long as this many times the mean known one; 0 = they get none. Left as short as ridge makes them, they
+                would never be recommended.
 
         Shape: cf (V, C), has_cf (V,).
         """
@@ -191,12 +192,14 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         features = {**self._arrays(), "cf": cf * known[:, None], "has_cf": known}
         if guess:
             features["cf_from_text"] = ridge(features["semantic"][known], cf[known])
+            features["cf_length"] = np.array([guess * np.linalg.norm(cf[known], axis=1).mean()], np.float32)
             features |= self._guessed(features, ~known)
         return self._with(self.catalog, features)
 
     def _guessed(self, features: Mapping[str, np.ndarray], unknown: np.ndarray) -> dict[str, np.ndarray]:
         """CF vectors with those of the unknown items predicted. Shape: unknown (V,) -> cf (V, C), has_cf (V,)."""
         guess = np.pad(features["semantic"], ((0, 0), (0, 1)), constant_values=1) @ features["cf_from_text"]
+        guess *= features["cf_length"] / np.maximum(np.linalg.norm(guess, axis=1, keepdims=True), 1e-9)
         return {"cf": np.where(unknown[:, None], guess, features["cf"]), "has_cf": features["has_cf"] | unknown}
 
     # Histories

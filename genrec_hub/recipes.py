@@ -125,7 +125,7 @@ def train_setrec(
     arguments: dict[str, Any] | None = None,
     spelling: int = 0,
     crowding: float = 0.0,
-    guess_cf: bool = False,
+    guess_cf: float = 0.0,
     **config: Any,
 ) -> dict[str, Any]:
     """Trains a SETRec on a domain and saves it with its catalogue.
@@ -143,7 +143,8 @@ def train_setrec(
         arguments: further `TrainingArguments`.
         spelling: width of the spelling vectors beside the encoder's; 0 = none.
         crowding: weight of an item's crowding against it at the start, in units of the cosine; 0 = not known to the model.
-        guess_cf: predict the CF vectors of items without interactions from their text, instead of leaving that slot out.
+        guess_cf: predict the CF vectors of items without interactions from their text, this many times as long as the known ones,
+            instead of leaving that slot out (0).
         **config: of `SETRecConfig`; with a backbone, `attn_implementation` too.
 
     Returns:

@@ -32,9 +32,9 @@ def test_a_share_of_the_users_keeps_their_histories(synthetic_domain):
 
 
 @pytest.mark.parametrize("normalize", ["none", "slot", "joint"])
-@pytest.mark.parametrize("residual", [False, True])
-def test_without_cf_vectors_the_wider_model_answers_as_before(tiny_setrec, normalize, residual):
-    model = tiny_setrec(normalize=normalize, residual=residual, semantic_widths=())
+@pytest.mark.parametrize("options", [{}, {"residual": True}, {"residual": True, "decay": [1.5, 0.2]}, {"prior": True}])
+def test_without_cf_vectors_the_wider_model_answers_as_before(tiny_setrec, normalize, options):
+    model = tiny_setrec(normalize=normalize, semantic_widths=(), **options)
     wider = add_cf_slot(model, 8, "f" * 64, beta=0.4).eval()
     assert wider.config.slots == ["cf", "sem1", "sem2", "sem3"]
     assert (model.config.cf_size, model.config.catalog_fingerprint) == (0, "")
@@ -49,7 +49,9 @@ def test_without_cf_vectors_the_wider_model_answers_as_before(tiny_setrec, norma
         )
     assert after[..., 0].abs().max() == 0
     ratio = after[..., 1:] / before
-    if normalize == "joint":  # the empty CF token takes its share of the common length
+    if normalize == "joint" and options.get("prior"):  # the prior stands beside what the empty CF token shortens
+        assert (wider.prior[1:] * 0.4).detach().numpy() == pytest.approx(model.prior.detach().numpy(), abs=1e-6)
+    elif normalize == "joint":  # the empty CF token takes its share of the common length
         assert (ratio > 0).all()
         assert (ratio - ratio[:, :1, :1]).abs().max() < 1e-3
     else:
@@ -79,7 +81,7 @@ def test_finetune(tmp_path, synthetic_domain, tiny_setrec, encoder, monkeypatch)
     domain, model = synthetic_domain(60, 40, 0), tiny_setrec(residual=True, semantic_widths=(), normalize="joint")
     before = {name: values.clone() for name, values in model.state_dict().items()}
     settings = Settings(epochs=2, batch=16, rate=1e-3)
-    report = finetune_setrec(model, domain, tmp_path / "tuned", settings, encoder=encoder, fused_loss=0.5)
+    report = finetune_setrec(model, domain, tmp_path / "tuned", settings, like=SETRecProcessor(encoder=encoder), fused_loss=0.5)
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
     assert len(report["curve"]) == 2
     tuned, processor = AutoModel.from_pretrained(tmp_path / "tuned"), SETRecProcessor.from_pretrained(tmp_path / "tuned")
@@ -91,7 +93,7 @@ def test_finetune(tmp_path, synthetic_domain, tiny_setrec, encoder, monkeypatch)
     assert processor.features["cf"].shape == (40, 64)
     other = synthetic_domain(20, 40, 1)
     with pytest.raises(ValueError, match="trained on another catalogue"):
-        finetune_setrec(model, other, tmp_path / "x", settings, encoder=encoder, sasrec=tmp_path / "tuned" / "cf")
+        finetune_setrec(model, other, tmp_path / "x", settings, like=SETRecProcessor(encoder=encoder), sasrec=tmp_path / "tuned" / "cf")
 
 
 def test_the_script(tmp_path, script, synthetic_domain, tiny_setrec, encoder, monkeypatch, capsys):

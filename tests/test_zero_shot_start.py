@@ -135,25 +135,30 @@ def test_added_items_are_spelled_like_the_others(spelled: SETRecProcessor) -> No
     assert more.features["semantic"][60, :48].numpy() == pytest.approx(spelled.features["semantic"][7, :48].numpy(), abs=1e-5)
 
 
-def test_guessed_cf_vectors(processor: SETRecProcessor, tmp_path) -> None:
+def test_guessed_cf_vectors(processor: SETRecProcessor, encoder, tmp_path) -> None:
     known, rng = np.arange(60) % 3 > 0, np.random.default_rng(0)
     semantic = processor.features["semantic"].numpy()
     cf = (semantic @ rng.normal(size=(16, 6)) + 2).astype(np.float32)
-    plain, guessed = processor.with_cf(cf, known), processor.with_cf(cf, known, guess=True)
+    plain, guessed = processor.with_cf(cf, known), processor.with_cf(cf, known, guess=1.5)
     assert guessed.features["has_cf"].all()
     assert plain.features["has_cf"].tolist() == known.tolist()
     np.testing.assert_array_equal(guessed.features["cf"].numpy()[known], cf[known])
     want = np.c_[semantic[~known], np.ones(20)] @ ridge(semantic[known], cf[known])
+    want *= 1.5 * np.linalg.norm(cf[known], axis=1).mean() / np.linalg.norm(want, axis=1, keepdims=True)
     assert guessed.features["cf"].numpy()[~known] == pytest.approx(want, abs=1e-5)
     other = cf.copy()
     other[~known] = 99  # what an item without interactions would have had says nothing
-    assert torch.equal(processor.with_cf(other, known, guess=True).features["cf"], guessed.features["cf"])
+    assert torch.equal(processor.with_cf(other, known, guess=1.5).features["cf"], guessed.features["cf"])
     guessed.save_pretrained(tmp_path)
     fresh = Item("new", "Dahlia espresso cup", "Lumo", "Kitchen", "A espresso cup for every day.")
-    for one in (guessed, SETRecProcessor.from_pretrained(tmp_path)):
+    loaded = SETRecProcessor.from_pretrained(tmp_path)
+    loaded.encoder = encoder
+    for one in (guessed, loaded):
         more = one.add_items([fresh])
         assert bool(more.features["has_cf"][60])
         new = more.features["semantic"][60].numpy()
-        assert more.features["cf"][60].numpy() == pytest.approx(np.r_[new, 1] @ one._arrays()["cf_from_text"], abs=1e-5)
+        want = np.r_[new, 1] @ one._arrays()["cf_from_text"]
+        want *= one._arrays()["cf_length"] / np.linalg.norm(want)
+        assert more.features["cf"][60].numpy() == pytest.approx(want, abs=1e-5)
         assert torch.equal(more.features["cf"][:60], one.features["cf"])
     assert set(guessed([["sku-01"]])) == {"semantic", "cf", "has_cf", "item_mask"}
