@@ -16,7 +16,7 @@ from .domain import Domain, Sequences
 from .modeling_sasrec import SASRecModel
 from .modeling_setrec import SETRecModel
 from .processing_setrec import SETRecProcessor
-from .recipes import REPORT, Progress, Settings, finish, negatives_of, run_arguments, train_sasrec
+from .recipes import DEFAULTS, REPORT, Progress, Settings, finish, negatives_of, refuse_empty, run_arguments, train_sasrec
 from .semantic import DEFAULT_ENCODER, TextEncoder
 from .training import SETRecTrainer
 
@@ -84,7 +84,7 @@ def finetune_setrec(
     model: SETRecModel,
     domain: Domain,
     output: str | Path,
-    settings: Settings | None = None,
+    settings: Settings = DEFAULTS,
     resume: bool = False,
     *,
     encoder: str | TextEncoder = DEFAULT_ENCODER,
@@ -108,9 +108,10 @@ def finetune_setrec(
     Returns:
         The report that is also written as `training.json`.
     """
-    chosen = (settings or Settings()).or_else(epochs=7, batch=128, rate=1e-3, negatives=1024)
+    chosen = settings.or_else(epochs=7, batch=128, rate=1e-3, negatives=1024)
     output, size = Path(output), len(domain.catalog)
     split = domain.split(chosen.protocol)
+    refuse_empty(split.training)
     processor = SETRecProcessor(domain.catalog, encoder=encoder, max_items=model.config.max_items, progress=progress)
     folder = Path(sasrec) if sasrec is not None else output / "cf"
     if sasrec is None and not (resume and (folder / REPORT).is_file()):

@@ -48,7 +48,7 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         features: `semantic` (V, S) centred unit vectors, `centre` (S,), with spelling vectors `rarity`, and with CF tokens `cf` (V, C),
             `has_cf` (V,).
             Computed with the encoder when None.
-        encoder: name of the sentence encoder (`pypi:<package>`, a folder, or a Hub name).
+        encoder: name of the sentence encoder ("fast", `pypi:<package>`, a folder, or a Hub name).
         max_tokens: where the encoder cuts a text.
         max_items: items of a history that are read, the last ones.
         progress: called with (done, total) while texts are encoded.
@@ -164,6 +164,20 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
             if "cf_from_text" in old:
                 features |= self._guessed(features, np.arange(len(features["cf"])) >= len(old["cf"]))
         return self._with(self.catalog.add(fresh), features)
+
+    def with_encoder(self, encoder: str | TextEncoder, progress: Progress | None = None) -> "SETRecProcessor":
+        """Returns a processor that reads texts through another encoder of the same width and space ("fast" beside MiniLM).
+
+        The catalogue is encoded anew, its CF vectors stay.
+        """
+        other = encoder if isinstance(encoder, TextEncoder) else TextEncoder(encoder, self.encoder.max_tokens)
+        if other.name == self.encoder.name:
+            return self
+        fresh = SETRecProcessor(self.catalog, None, other, other.max_tokens, self.max_items, progress, self.spelling, self.crowding)
+        if self._features is None:
+            return fresh
+        kept = {name: self._features[name] for name in ("cf", "has_cf", "cf_from_text") if name in self._features}
+        return fresh._with(self.catalog, {**fresh._arrays(), **kept})
 
     def with_cf(self, cf: np.ndarray, has_cf: np.ndarray | None = None, guess: bool = False) -> "SETRecProcessor":
         """Returns a processor with CF vectors.
