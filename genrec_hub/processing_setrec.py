@@ -325,16 +325,16 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
     # Identifiers
 
     @torch.inference_mode()
-    def identify(self, model: SETRecModel, progress: Progress | None = None) -> list[dict[str, object]]:
-        """The identifier of every item: its tokens with their labels (a token has a score only for a user)."""
+    def identify(self, model: SETRecModel, progress: Progress | None = None, first: int = 0) -> list[dict[str, object]]:
+        """The identifier of every item from row `first` on: its tokens with their labels (a token has a score only for a user)."""
         out: list[dict[str, object]] = []
-        for start in range(0, len(self.catalog), 512):
+        for start in range(first, len(self.catalog), 512):
             rows = list(range(start, min(start + 512, len(self.catalog))))
             for row, tokens in zip(rows, self.label_tokens(model, rows, None), strict=True):
                 item = self.catalog[row]
                 out.append({"item_id": item.item_id, "title": item.title, "identifier": {"tokens": tokens}})
             if progress is not None:
-                progress(rows[-1] + 1, len(self.catalog))
+                progress(len(out), len(self.catalog) - first)
         return out
 
     @torch.inference_mode()

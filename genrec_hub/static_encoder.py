@@ -81,8 +81,9 @@ class StaticEncoder:
         folder.mkdir(parents=True, exist_ok=True)
         about = {"format_version": str(FORMAT_VERSION), "max_tokens": str(self.max_tokens)}
         about["special"] = json.dumps(np.flatnonzero(self.scale == 0).tolist())
-        halves = {name: getattr(self, name).astype(np.float16) for name in ("scale", "projection", "bias")}
-        save_file({"table": self.table, **halves}, folder / FILE, metadata=about)
+        arrays = {"table": self.table, **{name: getattr(self, name).astype(np.float16) for name in ("scale", "projection", "bias")}}
+        # safetensors writes the memory as it lies: a transposed array would come back scrambled
+        save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, folder / FILE, metadata=about)
         self.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
 
     @classmethod
