@@ -17,7 +17,6 @@ from .modeling_sasrec import SASRecModel
 from .modeling_setrec import SETRecModel
 from .processing_setrec import SETRecProcessor
 from .recipes import DEFAULTS, REPORT, Progress, Settings, finish, negatives_of, refuse_empty, run_arguments, train_sasrec
-from .semantic import DEFAULT_ENCODER, TextEncoder
 from .training import SETRecTrainer
 
 logger = logging.getLogger(__name__)
@@ -82,12 +81,12 @@ def add_cf_slot(model: SETRecModel, cf_size: int, fingerprint: str, beta: float 
 
 def finetune_setrec(
     model: SETRecModel,
+    processor: SETRecProcessor,
     domain: Domain,
     output: str | Path,
     settings: Settings = DEFAULTS,
     resume: bool = False,
     *,
-    encoder: str | TextEncoder = DEFAULT_ENCODER,
     sasrec: str | Path | None = None,
     progress: Progress | None = None,
     **config: Any,
@@ -96,11 +95,11 @@ def finetune_setrec(
 
     Args:
         model: the foundation model; left as it is.
+        processor: its processor, which knows how the model's texts are encoded.
         domain: catalogue and interactions (`few_shot` for a share of them).
         output: folder of the finished checkpoint.
         settings: of the run.
         resume: go on from the last checkpoint in `output`.
-        encoder: the sentence encoder that the model was trained with.
         sasrec: folder of a SASRec trained on the same interactions; trained into `output/cf` when None.
         progress: called with (done, total) while texts are encoded.
         **config: of `SETRecConfig`, where it should differ from the foundation's.
@@ -112,7 +111,7 @@ def finetune_setrec(
     output, size = Path(output), len(domain.catalog)
     split = domain.split(chosen.protocol)
     refuse_empty(split.training)
-    processor = SETRecProcessor(domain.catalog, encoder=encoder, max_items=model.config.max_items, progress=progress)
+    processor = processor.without_catalog().with_catalog(domain.catalog, progress)
     folder = Path(sasrec) if sasrec is not None else output / "cf"
     if sasrec is None and not (resume and (folder / REPORT).is_file()):
         train_sasrec(domain, folder, few_shot_settings(len(domain), chosen), resume)
