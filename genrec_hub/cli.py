@@ -30,6 +30,7 @@ DEFAULT_MODEL = "setrec-foundation"
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on stdout.")]
 Model = Annotated[str, typer.Option(help="An embedded checkpoint, a folder, or a Hub name.")]
+Encoder = Annotated[str | None, typer.Option(help="Another sentence encoder than the checkpoint's: fast, a folder, or a Hub name.")]
 CatalogFile = Annotated[Path | None, typer.Option(help="items.{csv,jsonl,parquet} to recommend from, instead of the checkpoint's own.")]
 
 
@@ -61,6 +62,7 @@ def recommend(
         list[str] | None, typer.Argument(help="What was bought, oldest first: ids, titles or words; - reads lines from stdin.")
     ] = None,
     model: Model = DEFAULT_MODEL,
+    encoder: Encoder = None,
     catalog: CatalogFile = None,
     k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="How many.")] = 10,
     exclude_seen: Annotated[bool, typer.Option(help="Leave out what the history holds.")] = True,
@@ -72,7 +74,7 @@ def recommend(
     if lines == ["-"]:
         lines = [line for line in sys.stdin.read().splitlines() if line.strip()]
     with _sentences():
-        pipe = _load(model)
+        pipe = _load(model, encoder)
         own = _read_catalog(catalog)
         answers = pipe(lines, top_k=k, catalog=own, exclude_seen=exclude_seen, department=department)
         if as_json:
@@ -94,11 +96,12 @@ def recommend(
 def identify(
     catalog: Annotated[Path, typer.Option(help="items.{csv,jsonl,parquet}")],
     model: Model = DEFAULT_MODEL,
+    encoder: Encoder = None,
     as_json: Json = False,
 ) -> None:
     """Prints the identifier of each item of a catalogue, in its order."""
     with _sentences():
-        pipe = _load(model)
+        pipe = _load(model, encoder)
         rows = pipe.with_catalog(_read_catalog(catalog), _progress("indexing")).identify()
         if as_json:
             _emit(rows)
@@ -114,6 +117,7 @@ def evaluate(
     model: Annotated[
         str, typer.Option(help="An embedded checkpoint, a folder, a Hub name, or none for the baselines alone.")
     ] = DEFAULT_MODEL,
+    encoder: Encoder = None,
     protocol: Annotated[ProtocolName, typer.Option(help="How interactions are split.")] = ProtocolName.leave_one_out,
     stage: Annotated[str, typer.Option(help="test, or validation while choosing.")] = "test",
     zero_shot: Annotated[
@@ -136,7 +140,7 @@ def evaluate(
 
         domain = Domain.from_files(items, interactions, check_order)
         result = run(
-            None if model == "none" else _load(model),
+            None if model == "none" else _load(model, encoder),
             domain,
             protocol=protocol.value,
             stage=stage,  # type: ignore[arg-type]
@@ -392,13 +396,13 @@ def _examine(name: str) -> dict[str, Any]:
     }
 
 
-def _load(name: str) -> Any:
+def _load(name: str, encoder: str | None = None) -> Any:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     from .pipeline import load
 
-    return load(name)
+    return load(name, encoder)
 
 
 def _read_catalog(path: Path | None) -> Any:

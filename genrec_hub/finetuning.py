@@ -16,7 +16,7 @@ from .domain import Domain, Sequences
 from .modeling_sasrec import SASRecModel
 from .modeling_setrec import SETRecModel
 from .processing_setrec import SETRecProcessor
-from .recipes import REPORT, Progress, Settings, finish, negatives_of, run_arguments, train_sasrec
+from .recipes import DEFAULTS, REPORT, Progress, Settings, finish, negatives_of, refuse_empty, run_arguments, train_sasrec
 from .training import SETRecTrainer
 
 logger = logging.getLogger(__name__)
@@ -85,12 +85,12 @@ def add_cf_slot(model: SETRecModel, cf_size: int, fingerprint: str, beta: float 
 
 def finetune_setrec(
     model: SETRecModel,
+    processor: SETRecProcessor,
     domain: Domain,
     output: str | Path,
-    settings: Settings | None = None,
+    settings: Settings = DEFAULTS,
     resume: bool = False,
     *,
-    like: SETRecProcessor | None = None,
     sasrec: str | Path | None = None,
     progress: Progress | None = None,
     **config: Any,
@@ -99,11 +99,11 @@ def finetune_setrec(
 
     Args:
         model: the foundation model; left as it is.
+        processor: its processor, which knows how the model's texts are encoded.
         domain: catalogue and interactions (`few_shot` for a share of them).
         output: folder of the finished checkpoint.
         settings: of the run.
         resume: go on from the last checkpoint in `output`.
-        like: the foundation's processor, which says how texts become vectors; MiniLM alone when None.
         sasrec: folder of a SASRec trained on the same interactions; trained into `output/cf` when None.
         progress: called with (done, total) while texts are encoded.
         **config: of `SETRecConfig`, where it should differ from the foundation's.
@@ -111,11 +111,11 @@ def finetune_setrec(
     Returns:
         The report that is also written as `training.json`.
     """
-    chosen = (settings or Settings()).or_else(epochs=7, batch=128, rate=1e-3, negatives=1024)
+    chosen = settings.or_else(epochs=7, batch=128, rate=1e-3, negatives=1024)
     output, size = Path(output), len(domain.catalog)
     split = domain.split(chosen.protocol)
-    like = SETRecProcessor(max_items=model.config.max_items) if like is None else like
-    processor = like.without_catalog().with_catalog(domain.catalog, progress)
+    refuse_empty(split.training)
+    processor = processor.without_catalog().with_catalog(domain.catalog, progress)
     folder = Path(sasrec) if sasrec is not None else output / "cf"
     if sasrec is None and not (resume and (folder / REPORT).is_file()):
         train_sasrec(domain, folder, few_shot_settings(len(domain), chosen), resume)

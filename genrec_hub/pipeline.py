@@ -38,11 +38,12 @@ def embedded(name: str = DEFAULT_MODEL) -> Path:
     return PRETRAINED / name
 
 
-def load(name_or_path: str | Path = DEFAULT_MODEL, **kwargs: Any) -> "RecommendationPipeline":
+def load(name_or_path: str | Path = DEFAULT_MODEL, encoder: str | None = None, **kwargs: Any) -> "RecommendationPipeline":
     """Loads a checkpoint as a pipeline: an embedded one by its short name, a folder, or a Hub repository.
 
     Args:
         name_or_path: "setrec-foundation", "path/to/folder" or "org/name".
+        encoder: another sentence encoder than the checkpoint's, such as "fast".
         **kwargs: passed on to `from_pretrained` (revision, token, ...).
 
     Raises:
@@ -61,7 +62,8 @@ def load(name_or_path: str | Path = DEFAULT_MODEL, **kwargs: Any) -> "Recommenda
         fetch(name, **kwargs)  # all of it at once, and in one sentence when it can't be had
     model = AutoModel.from_pretrained(name, dtype=torch.float32, **kwargs)
     processor = AutoProcessor.from_pretrained(name, **kwargs)
-    return RecommendationPipeline(model=model, processor=processor, task=TASK)
+    pipe = RecommendationPipeline(model=model, processor=processor, task=TASK)
+    return pipe if encoder is None else pipe.with_encoder(encoder)
 
 
 class RecommendationPipeline(Pipeline):
@@ -182,6 +184,35 @@ class RecommendationPipeline(Pipeline):
     def with_catalog(self, catalog: Catalog, progress: Progress | None = None) -> "RecommendationPipeline":
         """Returns a pipeline that recommends from another catalogue; it shares the weights."""
         processor = self.processor.with_catalog(catalog, progress, self.model)
+        return RecommendationPipeline(model=self.model, processor=processor, task=self.task, device=self.device)
+
+    def add_items(
+        self, items: Iterable[Item], progress: Progress | None = None
+    ) -> tuple["RecommendationPipeline", list[dict[str, object]]]:
+        """Returns a pipeline that recommends further items too, and their identifiers, to be looked at before anything is recommended.
+
+        Nothing is trained, nothing of the old items changes; this pipeline stays as it is.
+
+        Args:
+            items: the new items; their ids may not be in the catalogue.
+            progress: called with (done, total) while the new items are indexed.
+
+        Returns:
+            the pipeline, and an entry like those of `identify` for each new item, in their order.
+        """
+        processor = self.processor.add_items(items, progress, self.model)
+        more = RecommendationPipeline(model=self.model, processor=processor, task=self.task, device=self.device)
+        return more, processor.identify(self.model, first=len(self.catalog))
+
+    def with_encoder(self, encoder: str, progress: Progress | None = None) -> "RecommendationPipeline":
+        """Returns a pipeline that reads texts through another sentence encoder, such as "fast"; its catalogue is encoded anew.
+
+        Raises:
+            ValueError: when the system reads no sentence vectors.
+        """
+        if not hasattr(self.processor, "with_encoder"):
+            raise ValueError(f"A {type(self.model).__name__} reads words, no sentence vectors: it takes no other encoder.")
+        processor = self.processor.with_encoder(encoder, progress)
         return RecommendationPipeline(model=self.model, processor=processor, task=self.task, device=self.device)
 
     def ranker(self, domain: Any, split: Any = None, zero_shot: bool = False, exclude_seen: bool = True) -> "DomainRanker":

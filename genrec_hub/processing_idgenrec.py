@@ -384,11 +384,12 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
 
     # Identifiers
 
-    def identify(self, model: IDGenRecModel, progress: Progress | None = None) -> list[dict[str, object]]:
-        """The ID of every item (it has a probability only for a user)."""
+    def identify(self, model: IDGenRecModel, progress: Progress | None = None, first: int = 0) -> list[dict[str, object]]:
+        """The ID of every item from row `first` on (it has a probability only for a user)."""
         rows: list[dict[str, object]] = [
             {"item_id": item.item_id, "title": item.title, "identifier": self._identifier(row, None)}
             for row, item in enumerate(self.catalog)
+            if row >= first
         ]
         if progress is not None:
             progress(len(rows), len(rows))

@@ -50,7 +50,7 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         features: `semantic` (V, S) centred unit vectors, `centre` (S,), with spelling vectors `rarity`, and with CF tokens `cf` (V, C),
             `has_cf` (V,).
             Computed with the encoder when None.
-        encoder: name of the sentence encoder (`pypi:<package>`, a folder, or a Hub name).
+        encoder: name of the sentence encoder ("fast", `pypi:<package>`, a folder, or a Hub name).
         max_tokens: where the encoder cuts a text.
         max_items: items of a history that are read, the last ones.
         progress: called with (done, total) while texts are encoded.
@@ -175,6 +175,20 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
             if "cf_from_text" in old:
                 features |= self._guessed(features, np.arange(len(features["cf"])) >= len(old["cf"]))
         return self._with(self.catalog.add(fresh), features)
+
+    def with_encoder(self, encoder: str | TextEncoder, progress: Progress | None = None) -> "SETRecProcessor":
+        """Returns a processor that reads texts through another encoder of the same width and space ("fast" beside MiniLM).
+
+        The catalogue is encoded anew, its CF vectors stay.
+        """
+        other = encoder if isinstance(encoder, TextEncoder) else TextEncoder(encoder, self.encoder.max_tokens)
+        if other.name == self.encoder.name:
+            return self
+        fresh = SETRecProcessor(self.catalog, None, other, other.max_tokens, self.max_items, progress, self.spelling, self.crowding)
+        if self._features is None:
+            return fresh
+        kept = {name: values for name, values in self._features.items() if name in ("cf", "has_cf", "cf_from_text")}
+        return fresh._with(self.catalog, {**fresh._arrays(), **kept})
 
     def with_cf(self, cf: np.ndarray, has_cf: np.ndarray | None = None, guess: float = 0.0) -> "SETRecProcessor":
         """Returns a processor with CF vectors.
@@ -332,16 +346,16 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
     # Identifiers
 
     @torch.inference_mode()
-    def identify(self, model: SETRecModel, progress: Progress | None = None) -> list[dict[str, object]]:
-        """The identifier of every item: its tokens with their labels (a token has a score only for a user)."""
+    def identify(self, model: SETRecModel, progress: Progress | None = None, first: int = 0) -> list[dict[str, object]]:
+        """The identifier of every item from row `first` on: its tokens with their labels (a token has a score only for a user)."""
         out: list[dict[str, object]] = []
-        for start in range(0, len(self.catalog), 512):
+        for start in range(first, len(self.catalog), 512):
             rows = list(range(start, min(start + 512, len(self.catalog))))
             for row, tokens in zip(rows, self.label_tokens(model, rows, None), strict=True):
                 item = self.catalog[row]
                 out.append({"item_id": item.item_id, "title": item.title, "identifier": {"tokens": tokens}})
             if progress is not None:
-                progress(rows[-1] + 1, len(self.catalog))
+                progress(len(out), len(self.catalog) - first)
         return out
 
     @torch.inference_mode()

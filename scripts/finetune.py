@@ -44,7 +44,7 @@ def tune(share: float, domain: Domain, pipe: Any, options: argparse.Namespace) -
         train_sasrec(few, sasrec, few_shot_settings(len(few), settings), options.resume)
     trained = folder / "setrec" / REPORT
     if not trained.is_file():
-        finetune_setrec(pipe.model, few, folder / "setrec", settings, options.resume, like=pipe.processor, sasrec=sasrec, **options.config)
+        finetune_setrec(pipe.model, pipe.processor, few, folder / "setrec", settings, options.resume, sasrec=sasrec, **options.config)
     whole, own = domain.split(options.protocol), few.split(options.protocol)
     split = Split(own.training, whole.validation, whole.test)
     cases, repeats = ask(split.cases(options.stage).sample(options.max_users, options.seed), True)

@@ -81,7 +81,7 @@ def test_finetune(tmp_path, synthetic_domain, tiny_setrec, encoder, monkeypatch)
     domain, model = synthetic_domain(60, 40, 0), tiny_setrec(residual=True, semantic_widths=(), normalize="joint")
     before = {name: values.clone() for name, values in model.state_dict().items()}
     settings = Settings(epochs=2, batch=16, rate=1e-3)
-    report = finetune_setrec(model, domain, tmp_path / "tuned", settings, like=SETRecProcessor(encoder=encoder), fused_loss=0.5)
+    report = finetune_setrec(model, SETRecProcessor(None, None, encoder), domain, tmp_path / "tuned", settings, fused_loss=0.5)
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
     assert len(report["curve"]) == 2
     tuned, processor = AutoModel.from_pretrained(tmp_path / "tuned"), SETRecProcessor.from_pretrained(tmp_path / "tuned")
@@ -93,7 +93,7 @@ def test_finetune(tmp_path, synthetic_domain, tiny_setrec, encoder, monkeypatch)
     assert processor.features["cf"].shape == (40, 64)
     other = synthetic_domain(20, 40, 1)
     with pytest.raises(ValueError, match="trained on another catalogue"):
-        finetune_setrec(model, other, tmp_path / "x", settings, like=SETRecProcessor(encoder=encoder), sasrec=tmp_path / "tuned" / "cf")
+        finetune_setrec(model, SETRecProcessor(None, None, encoder), other, tmp_path / "x", settings, sasrec=tmp_path / "tuned" / "cf")
 
 
 def test_the_script(tmp_path, script, synthetic_domain, tiny_setrec, encoder, monkeypatch, capsys):

@@ -149,6 +149,23 @@ def test_another_catalogue_leaves_the_weights(with_cf):
     assert digest(with_cf.model) == before
 
 
+@pytest.mark.parametrize("which", ["recommend", "with_cf"])
+def test_new_items_are_told_before_they_are_used(request, which):
+    pipe = request.getfixturevalue(which)
+    before, own, told = digest(pipe.model), pipe(["sku-03"], top_k=5), []
+    fresh = [Item("new-1", "Aurora silver trumpet", "", "Music"), Item("new-2", "Copper harp", "", "Music")]
+    more, introduced = pipe.add_items(fresh, lambda done, total: told.append((done, total)))
+    assert [(entry["item_id"], entry["title"]) for entry in introduced] == [("new-1", "Aurora silver trumpet"), ("new-2", "Copper harp")]
+    assert introduced == more.identify()[-2:]
+    assert all(token["label"] for entry in introduced for token in entry["identifier"]["tokens"])
+    assert more.catalog.ids == [*pipe.catalog.ids, "new-1", "new-2"]
+    assert set(ids(check(more(["a silver trumpet and a harp"], department="Music"), more.model, 2))) == {"new-1", "new-2"}
+    assert (digest(pipe.model), pipe(["sku-03"], top_k=5)) == (before, own)  # this pipeline stays as it is
+    assert (more.processor.features["semantic"][:-2] == pipe.processor.features["semantic"]).all()
+    with pytest.raises(ValueError, match="occurs twice"):
+        pipe.add_items(pipe.catalog[:1])
+
+
 def test_many_catalogues_in_turn(recommend):
     catalogs = [Catalog([Item(f"c{n}-{row}", f"thing {row} of shop {n}") for row in range(3)]) for n in range(7)]
     first = [ids(recommend([], catalog=catalog)) for catalog in catalogs]
