@@ -52,6 +52,7 @@ class CatalogueTab:
                 gr.Markdown(UPLOAD_HELP.format(rows=MAX_ROWS, megabytes=MAX_BYTES // 2**20))
             with gr.Column(scale=7, min_width=300):
                 self.file = upload_box(label="Your items", file_types=FILE_TYPES, height=150, elem_classes="gh-upload")
+        html(tables.refusal(FILE_TYPES, MAX_BYTES), classes="gh-refusal")
         self.status = html(cards.notice("empty", "No catalogue yet", "Drop a file above."), classes="gh-status", min_height=70)
 
     def _lay_out_columns(self) -> None:

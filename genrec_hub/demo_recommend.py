@@ -21,15 +21,15 @@ STORAGE: Final = "genrec_hub"
 START: Final = {"history": "", "model": "", "k": 10, "exclude_seen": True, "department": ""}
 
 _KEEP = "(history, model, k, exclude_seen, department) => [{history, model, k, exclude_seen, department}]"
-_ARRIVE = "(kept, _) => [kept, location.hash.length > 1 ? location.hash : location.search]"
-_ANSWER = """(history) => {
+_ARRIVE = "(kept, _, typed) => [kept, location.hash.length > 1 ? location.hash : location.search, typed]"
+_ANSWER = """(back) => {
   const url = new URL(location.href);
   if (url.hash || url.searchParams.has("history")) {
     url.hash = "";
     ["history", "model"].forEach((name) => url.searchParams.delete(name));
     window.history.replaceState(null, "", url);
   }
-  if (history.trim()) document.querySelector(".gh-panel button.gh-go")?.click();
+  if (back) document.querySelector(".gh-panel button.gh-go")?.click();
 }"""
 _GO = "() => document.querySelector('.gh-panel button.gh-go').click()"
 _SHARE = """async (history, model) => {
@@ -42,7 +42,8 @@ _SHARE = """async (history, model) => {
 
 def recommend_tab(demo: gr.Blocks, lazy: Mapping[str, Lazy]) -> Panel:
     """Builds the tab; its panel's history and answers are what the other tabs start from."""
-    names, link = labels(lazy), gr.Textbox(visible=False)
+    names = labels(lazy)
+    link, shelf = gr.Textbox(visible=False), gr.Textbox(visible=False)
     kept = gr.BrowserState(START, storage_key=STORAGE, secret=STORAGE)
     panel = lay_out("Recommend", "argan oil shampoo\nionic hair dryer\nsomething against frizz")
     with panel.above:
@@ -67,23 +68,31 @@ def recommend_tab(demo: gr.Blocks, lazy: Mapping[str, Lazy]) -> Panel:
         persona.click(partial(str, PERSONAS[name]), None, history, queue=False, **quiet).then(None, js=_GO, api_visibility="private")
     share.click(None, [history, model], None, js=_SHARE, api_visibility="private")
 
-    def arrive(before: object, address: str) -> dict[object, object]:
-        wish = wanted(before, address, [value for _, value in models])
-        try:
-            shelves = department_choices(find(wish["model"])[0][1]().catalog, str(wish["department"]))
-        except Exception:
-            logger.exception("The departments of %r could not be listed.", wish["model"])
-            shelves = gr.Dropdown()
+    def arrive(before: object, address: str, typed: str) -> dict[object, object]:
+        """Brings back what was there, and never writes over what is being typed already."""
+        values = [value for _, value in models]
+        wish = wanted(before, address, values)
+        if wish == wanted(None, "", values) or (typed or "").strip():
+            return {link: ""}
         return {
+            link: "back" if wish["history"] else "",
             history: wish["history"],
             model: wish["model"],
             panel.k: wish["k"],
             panel.exclude_seen: wish["exclude_seen"],
-            panel.department: shelves,
+            shelf: wish["department"],
         }
 
+    def departments(name: str, wish: str) -> gr.Dropdown:
+        try:
+            return department_choices(find(name)[0][1]().catalog, wish)
+        except Exception:
+            logger.exception("The departments of %r could not be listed.", name)
+            return gr.Dropdown()
+
     everything = [history, model, panel.k, panel.exclude_seen, panel.department]
-    demo.load(arrive, [kept, link], everything, js=_ARRIVE, **quiet).then(None, history, None, js=_ANSWER, api_visibility="private")
+    back = demo.load(arrive, [kept, link, history], [*everything, shelf, link], js=_ARRIVE, queue=False, **quiet)
+    back.then(departments, [model, shelf], panel.department, **quiet).then(None, link, None, js=_ANSWER, api_visibility="private")
     gr.on([one.change for one in everything], None, everything, kept, js=_KEEP, api_visibility="private")
     return panel
 

@@ -1,5 +1,6 @@
 """The markup around an uploaded table: its first rows, how far its indexing is, and what came of it."""
 
+from collections.abc import Sequence
 from html import escape
 from typing import Final
 
@@ -43,6 +44,11 @@ def preview(upload: Upload) -> str:
         '<div class="gh-scroll" tabindex="0" role="region" aria-label="First rows of your file">'
         f'<table class="gh-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
+
+
+def refusal(kinds: Sequence[str], most: int) -> str:
+    """Where the page itself refuses a file before it travels (demo.js): of another kind, or too large."""
+    return f'<p role="alert" data-kinds="{escape(" ".join(kinds))}" data-bytes="{most}"></p>'
 
 
 def progress(done: int, total: int, left: float | None) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock, Timer
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -27,10 +28,12 @@ MAX_ROWS: Final = 20_000
 MAX_COLUMNS: Final = 100
 MAX_CELL: Final = 16_000
 """Characters of a cell that are kept; a catalogue keeps fewer."""
-READER_MEMORY: Final = 3 * 2**30
 READER_SECONDS: Final = 60
+GRACE: Final = 20.0
 FIELDS: Final = ("item_id", "title", "brand", "categories", "description", "price", "text")
 
+_LIMITS = (3 * 2**30, READER_SECONDS)
+"""Bytes of memory and seconds of CPU time of the reader's process."""
 _REFUSED = 3
 
 
@@ -70,8 +73,12 @@ class Upload:
         return Catalog.from_table(pa.table(fields), self.name)
 
 
-_arriving: WeakValueDictionary[str, Upload] = WeakValueDictionary()
-"""Uploads in use. Two identical uploads share one path: whoever comes second finds the file gone, but its table here."""
+_known: WeakValueDictionary[str, Upload] = WeakValueDictionary()
+"""Uploads in use. Identical uploads share one path: whoever comes second finds the file gone, but its table here."""
+_fresh: set[Upload] = set()
+"""Uploads of the last `GRACE` seconds, which someone else may be about to ask for."""
+_turns: WeakValueDictionary[str, "_Turn"] = WeakValueDictionary()
+_giving = Lock()
 
 
 def read_upload(path: str | None) -> Upload:
@@ -83,15 +90,29 @@ def read_upload(path: str | None) -> Upload:
     if not path:
         raise ValueError("There is no file: upload a catalogue as CSV, TSV, JSONL or Parquet.")
     file = Path(path)
-    known = _arriving.get(path)
-    if known is not None and not file.exists():
-        return known
-    try:
-        upload = Upload(file.name, _read_behind_wall(file))
-    finally:
-        _delete(file)
-    _arriving[path] = upload
+    with _giving:
+        turn = _turns.setdefault(path, _Turn())
+    with turn.lock:
+        known = _known.get(path)
+        if known is not None and not file.exists():
+            return known
+        try:
+            upload = Upload(file.name, _read_behind_wall(file))
+        finally:
+            _delete(file)
+        _known[path] = upload
+    _fresh.add(upload)
+    forget = Timer(GRACE, _fresh.discard, (upload,))
+    forget.daemon = True
+    forget.start()
     return upload
+
+
+class _Turn:
+    """Readers of one path come one after the other."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
 
 
 def _read_behind_wall(file: Path) -> pa.Table:
@@ -99,7 +120,7 @@ def _read_behind_wall(file: Path) -> pa.Table:
         raise ValueError("The upload is gone already: please upload the file again.")
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __name__, str(file)],
+            [sys.executable, "-m", __name__, str(file), *map(str, _LIMITS)],
             capture_output=True,
             timeout=READER_SECONDS,
             check=False,
@@ -156,13 +177,13 @@ def _delete(file: Path) -> None:
         shutil.rmtree(file.parent, ignore_errors=True)
 
 
-def _main(path: str) -> int:
+def _main(path: str, memory: int, seconds: int) -> int:
     """The reader's own process: the table goes to stdout as an Arrow stream, or one sentence with the exit code `_REFUSED`."""
     with suppress(ImportError, ValueError, OSError):  # Windows has no such limits
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (READER_MEMORY, READER_MEMORY))
-        resource.setrlimit(resource.RLIMIT_CPU, (READER_SECONDS, READER_SECONDS))
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     try:
         table = read_within_limits(Path(path))
         sink = pa.BufferOutputStream()
@@ -176,4 +197,4 @@ def _main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1]))
+    sys.exit(_main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

@@ -317,7 +317,8 @@ class SETRecProcessor(ProcessorMixin):
 
         Returns:
             One dict for the generated set (`item_id` None) and one per row, which is not among its own neighbours:
-            `{"item_id", "tokens": [{"slot", "nearest": [{"item_id", "title", "similarity"}]}]}`, similarity being the cosine of the tokens less the catalogue's mean token.
+            `{"item_id", "tokens": [{"slot", "nearest": [{"item_id", "title", "similarity"}]}]}`, similarity being the cosine of the tokens
+            less the catalogue's mean token.
         """
         generated = model(**self([self.read(history)[-self.max_items :]]).to(model.device)).tokens[:, 0]
         near, similar = self._nearest(model, torch.cat([generated, self._tokens(model, rows)]), most + 1)
