@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | bench: each sets itself up on a bare machine (Python 3.11 or newer).
+# make setup | demo | test | soak | lint | bench: each sets itself up on a bare machine (Python 3.11 or newer).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ PIP := --quiet --disable-pip-version-check --retries 1
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test lint fmt bench browser clean
+.PHONY: setup demo test soak lint fmt bench browser clean
 
 setup: $(VENV)/.dev
 
@@ -30,6 +30,9 @@ browser:
 
 test: setup browser
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+soak: setup browser
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak -n 0
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -43,7 +43,7 @@ class IdentifierFields(TypedDict, total=False):
 
     text: str
     tokens: list[TokenFields] | list[str]
-    logprob: float
+    logprob: float | None
 
 
 class BecauseFields(TypedDict):
@@ -239,7 +239,7 @@ def _reason(because: BecauseFields | None) -> str:
 def _chip(token: TokenFields, share: float, slot: int) -> str:
     tip = f"{token['slot']}: “{token['label']}” adds {token['score'] or 0.0:+.4f} to the score"
     return (
-        f'<li class="gh-token gh-c{slot % COLOURS}" tabindex="0" data-tip="{escape(tip)}" aria-label="{escape(tip)}">'
+        f'<li class="gh-token gh-c{slot % COLOURS}" data-tip="{escape(tip)}" aria-label="{escape(tip)}">'
         f'<span dir="auto">{escape(token["label"] or token["slot"])}</span><b>{share:.0%}</b></li>'
     )
 

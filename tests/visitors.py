@@ -22,7 +22,7 @@ from genrec_hub.history import History, Match
 from genrec_hub.processing_setrec import SETRecProcessor
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator
+    from playwright.sync_api import Browser, Locator, Page
 
 CHROMIUM = Path("/usr/bin/chromium")
 SHOTS = Path("/tmp/demo_shots")
@@ -193,14 +193,17 @@ class Visit:
 
     def __init__(self, browser: "Browser", url: str, width: int = 1280, dark: bool = False, address: str = "") -> None:
         self.faults: list[str] = []
-        self.context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", accept_downloads=True
-        )
-        self.url = f"{url}?__theme={'dark' if dark else 'light'}{address}"
+        # One context for all, because a page is loaded from its cache; nothing but the kept history stays, and `leave` clears it.
+        self.context = browser.contexts[0] if browser.contexts else browser.new_context(accept_downloads=True)
+        self.width, self.theme, self.url = width, "dark" if dark else "light", f"{url}?__theme={'dark' if dark else 'light'}{address}"
+        self.pages: list[Page] = []
         self.page = self.open()
 
-    def open(self):
+    def open(self) -> "Page":
         page = self.context.new_page()
+        self.pages.append(page)
+        page.set_viewport_size({"width": self.width, "height": 900})
+        page.emulate_media(color_scheme=self.theme)
         page.on("dialog", lambda dialog: (self.faults.append(f"dialog {dialog.message}"), dialog.dismiss()))
         page.on("pageerror", lambda error: self.faults.append(f"script error {error}"))
         host = urlsplit(self.url).netloc
@@ -208,6 +211,11 @@ class Visit:
         page.goto(self.url)
         page.get_by_role("button", name="Recommend", exact=True).wait_for()
         return page
+
+    def leave(self) -> None:
+        self.page.evaluate("localStorage.clear()")
+        for page in self.pages:
+            page.close()
 
     @property
     def history(self) -> "Locator":
@@ -251,5 +259,5 @@ def visit(browser: "Browser", url: str) -> Iterator[Callable[..., Visit]]:
 
     yield open_page
     for one in visits:
-        one.context.close()
+        one.leave()
         assert one.faults == []
