@@ -87,10 +87,14 @@ class CatalogueTab:
             everything,
             show_progress="minimal",
             show_progress_on=self.status,
-            concurrency_id="index",
+            concurrency_id="read",
+            concurrency_limit=2,
             api_visibility="private",
         )
-        self.index.click(self.begin, [self.upload, self.model, *fields], everything, concurrency_id="index", concurrency_limit=2, **QUIET)
+        waiting = cards.notice("info", "Waiting for a free place", "Two catalogues are indexed at a time.")
+        self.index.click(lambda: waiting, None, self.status, queue=False, **QUIET).then(
+            self.begin, [self.upload, self.model, *fields], everything, concurrency_id="index", concurrency_limit=2, **QUIET
+        )
         self.cancel.click(self.stop, None, self.status, queue=False, **QUIET)
         self.forget.click(self.drop, None, everything, **QUIET)
         demo.unload(self.leave)
@@ -130,6 +134,9 @@ class CatalogueTab:
     def begin(self, brought: Upload | None, name: str, request: gr.Request, *columns: str) -> Iterator[Changes]:
         """Indexes what was brought, with progress, until it is done or called off."""
         start, session = perf_counter(), str(request.session_hash)
+        if session in self.running:  # pressed twice
+            yield {self.status: gr.skip()}
+            return
         try:
             if brought is None:
                 raise fault("There is no file: please upload it again.")
@@ -137,7 +144,7 @@ class CatalogueTab:
             catalog = brought.catalog(chosen)
             job = self.running[session] = Indexing(pick(self.lazy, name), catalog)
         except Exception as error:
-            yield {self.status: _unusable(sentence_of(error))}
+            yield {self.status: cards.notice("error", "These columns cannot be used", sentence_of(error))}
             return
         away = {self.mapping: gr.Column(visible=False), self.cancel: gr.Button(visible=True)}
         yield {**away, self.status: tables.progress(0, len(catalog), None)}

@@ -60,7 +60,7 @@ def token_picture(answer: Answer | None) -> str:
     own = [token for token in card["identifier"]["tokens"] if isinstance(token, dict)]
     described = list(near[1]["tokens"]) if len(near) > 1 else [{"nearest": []} for _ in own]
     head = f'<p class="gh-note">Your first recommendation, <b dir="auto">{escape(card["item"]["title"])}</b>, as the model reads it:</p>'
-    return head + pictures.token_set(card["item"]["title"], [dict(token) for token in own], described)
+    return head + _scrolled(pictures.token_set(card["item"]["title"], [dict(token) for token in own], described), "Tokens of an item")
 
 
 def mask_picture(answer: Answer | None, items: int) -> str:
@@ -100,5 +100,8 @@ def tree_picture(answer: Answer | None) -> str:
     matches = answer.pipe.understand(answer.history).matches
     said = cards.said_in([text for match in matches for text in (match.line, match.item.title)])
     picture = pictures.prefix_tree(answer.recommendations[:12], said)
-    frame = f'<div class="gh-scroll" tabindex="0" role="region" aria-label="Prefix tree">{picture}</div>'
-    return f'<p class="gh-note">{escape(LEARN_TREE)}</p>{frame}'
+    return f'<p class="gh-note">{escape(LEARN_TREE)}</p>{_scrolled(picture, "Prefix tree")}'
+
+
+def _scrolled(picture: str, name: str) -> str:
+    return f'<div class="gh-scroll" tabindex="0" role="region" aria-label="{escape(name)}">{picture}</div>'

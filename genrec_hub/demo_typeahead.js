@@ -1,5 +1,5 @@
 // Offers titles for the line that is being typed in the panel's history box. Arrow keys choose, Enter takes, Escape closes.
-let timer = 0, asked = "", chosen = -1, length = 0;
+let timer = 0, asked = "", chosen = -1;
 const box = () => element.closest(".gh-panel")?.querySelector(".gh-history textarea");
 const options = () => [...element.querySelectorAll("[role=option]")];
 const isOpen = () => element.classList.contains("gh-open");
@@ -34,9 +34,8 @@ document.addEventListener("input", (event) => {
   if (!event.isTrusted || event.target !== field) return;
   field.setAttribute("aria-autocomplete", "list");
   clearTimeout(timer);
-  const grown = field.value.length - length;
-  length = field.value.length;
-  if (grown > 3 && !event.isComposing || event.inputType === "insertLineBreak") return close();  // pasted, dictated, or done with the line
+  const pasted = event.inputType.startsWith("insertFrom") || (!event.isComposing && event.data?.length > 1);
+  if (pasted || event.inputType === "insertLineBreak") return close();
   const text = line(field).text;
   if (text.trim().length < 2) return close();
   timer = setTimeout(() => { asked = text; trigger("input", {line: text}); }, 150);

@@ -20,6 +20,7 @@ from genrec_hub import demo_pictures as pictures
 from genrec_hub.baselines import TextNeighbours
 from genrec_hub.catalog import Catalog
 from genrec_hub.demo_compare import Column, agreement, comparison, nearest_texts
+from genrec_hub.demo_downloads import as_csv
 from genrec_hub.demo_learn import mask_picture, token_picture, tree_picture
 from genrec_hub.demo_models import Lazy, default_models, labels
 from genrec_hub.demo_panel import Answer, ask, moved, shown, traced
@@ -257,6 +258,16 @@ def test_an_answer_names_its_stages(real: RecommendationPipeline) -> None:
     assert sum(one.times.values()) <= one.seconds
     assert "generate the identifier" in traced(one, "")
     assert real.beams("Aurora shampoo") == []
+
+
+def test_words_of_a_real_model(tiny_idgenrec, id_processor) -> None:
+    pipe = RecommendationPipeline(model=tiny_idgenrec("qwen3", "t5"), processor=id_processor(), task=TASK)
+    one = ask("IDGenRec", pipe, "Aurora shampoo\nsomething for the garden", 4, True, None)
+    assert list(one.times) == ["read", "search", "reasons"]
+    assert shown(one, "").count("gh-words") == len(one.recommendations) == 4
+    assert "What the model considered" in traced(one, "")
+    assert len(list(parse(re.search(r"<svg.*?</svg>", tree_picture(one), re.DOTALL)[0]).iter(f"{SVG}text"))) >= 8
+    assert as_csv(pipe.identify()).count("\n") == 61
 
 
 def test_what_a_model_was_trained_on(tiny_setrec, processor) -> None:
