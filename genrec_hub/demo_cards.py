@@ -99,15 +99,19 @@ def loading(cards: int = 4, text: str = "") -> str:
 # ---------------------------------------------------------------- the history
 
 
-def options(titles: Sequence[str], panel: str) -> str:
-    """Titles to choose from while a line is typed."""
+def options(titles: Sequence[str], panel: str, line: str = "") -> str:
+    """Titles to choose from while a line is typed; the markup names the line, so that an answer to an older one is not shown."""
     unique = list(dict.fromkeys(titles))
     said = f"{len(unique)} suggestion{'s' if len(unique) != 1 else ''}: arrow keys to choose, Enter to take." if unique else ""
     listed = "".join(
         f'<li role="option" id="gh-{panel}-option-{n}" aria-selected="false" dir="auto" data-title="{escape(title)}">{escape(title)}</li>'
         for n, title in enumerate(unique)
     )
-    box = f'<ul role="listbox" id="gh-{panel}-options" aria-label="Titles from the catalogue">{listed}</ul>' if unique else ""
+    box = (
+        f'<ul role="listbox" id="gh-{panel}-options" data-line="{escape(line)}" aria-label="Titles from the catalogue">{listed}</ul>'
+        if unique
+        else ""
+    )
     return f'{box}<span class="gh-unseen" role="status">{said}</span>'
 
 

@@ -130,7 +130,7 @@ def connect(panel: Panel, name: str, source: gr.components.Component, find: Call
             line = str(event._data["line"])[:300]
             catalog = find(held)[0][1]().catalog
             titles = [catalog[row].title for row, _ in catalog.search(line, MOST_OPTIONS)] if line.strip() else []
-            return cards.options([title for title in titles if title.casefold() != line.strip().casefold()], name)
+            return cards.options([title for title in titles if title.casefold() != line.strip().casefold()], name, line)
         except Exception as error:
             sentence_of(error)
             return ""
@@ -171,7 +171,8 @@ def connect(panel: Panel, name: str, source: gr.components.Component, find: Call
     settings = [panel.history, source, panel.k, panel.exclude_seen, panel.department]
     quiet = {"api_visibility": "private", "show_progress": "hidden"}
     panel.history.change(read, [panel.history, source], panel.understood, trigger_mode="always_last", **quiet)
-    panel.typeahead.input(offer, source, panel.typeahead, trigger_mode="always_last", queue=False, **quiet)
+    # not "always_last", which would ask again with the event data of the first question
+    panel.typeahead.input(offer, source, panel.typeahead, trigger_mode="multiple", queue=False, **quiet)
     panel.understood.click(choose, [panel.history, source], panel.history, **quiet)
     panel.button.click(None, js=_SHOW, api_visibility="private")
     panel.button.click(

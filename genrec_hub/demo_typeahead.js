@@ -1,5 +1,5 @@
 // Offers titles for the line that is being typed in the panel's history box. Arrow keys choose, Enter takes, Escape closes.
-let timer = 0, asked = "", chosen = -1;
+let timer = 0, chosen = -1;
 const box = () => element.closest(".gh-panel")?.querySelector(".gh-history textarea");
 const options = () => [...element.querySelectorAll("[role=option]")];
 const isOpen = () => element.classList.contains("gh-open");
@@ -18,7 +18,7 @@ const mark = (place) => {
   else field?.removeAttribute("aria-activedescendant");
 };
 
-const close = () => { clearTimeout(timer); asked = ""; mark(-1); element.classList.remove("gh-open"); };
+const close = () => { clearTimeout(timer); mark(-1); element.classList.remove("gh-open"); };
 
 const take = (option) => {
   const field = box(), {start, end} = line(field), title = option.dataset.title;
@@ -38,13 +38,13 @@ document.addEventListener("input", (event) => {
   if (pasted || event.inputType === "insertLineBreak") return close();
   const text = line(field).text;
   if (text.trim().length < 2) return close();
-  timer = setTimeout(() => { asked = text; trigger("input", {line: text}); }, 150);
+  timer = setTimeout(() => trigger("input", {line: text}), 150);
 });
 
 watch("value", () => {
   const field = box(), list = element.querySelector("[role=listbox]");
-  const now = field && document.activeElement === field && asked && line(field).text === asked;
-  element.classList.toggle("gh-open", Boolean(now && list));
+  const now = field && document.activeElement === field && line(field).text === list?.dataset.line;
+  element.classList.toggle("gh-open", Boolean(now));
   if (list) field?.setAttribute("aria-controls", list.id);
   mark(-1);
 });
