@@ -1,4 +1,4 @@
-# make setup | demo | test | soak | lint | bench: each sets itself up on a bare machine (Python 3.11 or newer).
+# make setup | demo | test | soak | card | lint | bench: each sets itself up on a bare machine (Python 3.11 or newer).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ PIP := --quiet --disable-pip-version-check --retries 1
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test soak lint fmt bench browser clean
+.PHONY: setup demo test soak card lint fmt bench browser clean
 
 setup: $(VENV)/.dev
 
@@ -31,8 +31,12 @@ browser:
 test: setup browser
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# The round trips through every fault of the way, and visitors by the dozen; one after the other, because load is measured.
 soak: setup browser
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak -n 0
+
+card: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/embed.py
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_HOMES = {  # a system is a Config, a Model and, where it recommends, a Processor of the same name: `_register` finds them here
     "Catalog": "catalog",
     "Domain": "domain",
     "History": "history",
@@ -92,24 +92,15 @@ def _register() -> None:
     from transformers import AutoConfig, AutoModel, AutoProcessor
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    from .configuration_idgenrec import IDGenRecConfig
-    from .configuration_sasrec import SASRecConfig
-    from .configuration_setrec import SETRecConfig
-    from .modeling_idgenrec import IDGenRecModel
-    from .modeling_sasrec import SASRecModel
-    from .modeling_setrec import SETRecModel
-    from .pipeline import TASK, RecommendationPipeline, embedded
-    from .processing_idgenrec import IDGenRecProcessor
-    from .processing_setrec import SETRecProcessor
+    from .checkpoint import TASK
+    from .pipeline import RecommendationPipeline, embedded
 
-    AutoConfig.register("idgenrec", IDGenRecConfig, exist_ok=True)
-    AutoConfig.register("sasrec", SASRecConfig, exist_ok=True)
-    AutoConfig.register("setrec", SETRecConfig, exist_ok=True)
-    AutoModel.register(IDGenRecConfig, IDGenRecModel, exist_ok=True)
-    AutoModel.register(SASRecConfig, SASRecModel, exist_ok=True)
-    AutoModel.register(SETRecConfig, SETRecModel, exist_ok=True)
-    AutoProcessor.register(IDGenRecConfig, IDGenRecProcessor, exist_ok=True)
-    AutoProcessor.register(SETRecConfig, SETRecProcessor, exist_ok=True)
+    for name in (name.removesuffix("Config") for name in _HOMES if name.endswith("Config")):
+        config, model = __getattr__(f"{name}Config"), __getattr__(f"{name}Model")
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+        if f"{name}Processor" in _HOMES:
+            AutoProcessor.register(config, __getattr__(f"{name}Processor"), exist_ok=True)
     if TASK not in PIPELINE_REGISTRY.supported_tasks:
         try:
             default = {"model": (str(embedded()), "main")}

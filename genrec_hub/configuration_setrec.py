@@ -5,6 +5,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .checkpoint import FORMAT_VERSION, settle
+
 
 class SETRecConfig(PreTrainedConfig):
     """Hyper-parameters of `SETRecModel`.
@@ -32,6 +34,7 @@ class SETRecConfig(PreTrainedConfig):
         decay: starting value of the residual's recency rate.
         grounding: "latent", "token", or "auto" (the narrower one).
         catalog_fingerprint: the catalogue that CF vectors and validation choices belong to; "" = any.
+        format_version: of the checkpoint.
     """
 
     model_type = "setrec"
@@ -59,9 +62,11 @@ class SETRecConfig(PreTrainedConfig):
     grounding: str = "auto"
     initializer_range: float = 0.02
     catalog_fingerprint: str = ""
+    format_version: int = FORMAT_VERSION
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        settle(kwargs, self.format_version)
         super().__post_init__(**kwargs)
         choices = {"normalize": ("none", "slot", "joint"), "grounding": ("auto", "latent", "token"), "mask": ("paper", "released")}
         for name, allowed in choices.items():

@@ -277,7 +277,7 @@ class Domain:
         new_row[left_items] = np.arange(len(left_items))
         counts = np.bincount(users[keep], minlength=len(self))[left_users]
         return Domain(
-            Catalog(self.catalog[int(row)] for row in left_items),
+            Catalog((self.catalog[int(row)] for row in left_items), self.catalog.license),
             [self.users[u] for u in left_users],
             Sequences(new_row[items[keep]], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)),
             None if self.times is None else self.times[keep],

@@ -19,8 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import ModelOutput
 
 from .backbones import word_scale
-from .beam_search import Beams, Candidates, constrained_beam_search, diverse_beam_search, score_all
+from .beam_search import Beams, Candidates, constrained_beam_search, diverse_beam_search, head_logits, score_all, segment_logsumexp
+from .checkpoint import HubModel
 from .configuration_idgenrec import IDGenRecConfig
+from .own_words import OwnWords, Words
 from .trie import Trie
 
 
@@ -30,14 +32,14 @@ class IDGenRecOutput(ModelOutput):
 
     Attributes:
         loss: with labels: mean negative log-likelihood of a label token.
-        logits: (B, T, W) of every token of the continuation.
+        logits: (B, T, W) of every token of the continuation; None where probabilities are normalised over a tree.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
 
 
-class IDGenRecModel(PreTrainedModel):
+class IDGenRecModel(HubModel, PreTrainedModel):
     """Two language models with one vocabulary: `generator` writes IDs from texts, `recommender` generates the next ID from a history.
 
     IDs of items are inputs, not weights: the same weights serve any catalogue. See `IDGenRecProcessor`.
@@ -62,7 +64,14 @@ class IDGenRecModel(PreTrainedModel):
                 f"The recommender knows {words[0]} tokens, the generator {words[1]}: both have to use one tokenizer, "
                 "since soft IDs of the one are read by the other."
             )
+        if config.dropout:
+            for name, module in self.recommender.named_modules():
+                if name.endswith(("o_proj", "down_proj")):  # what attention and MLP add to the stream; T5 has dropout of its own
+                    module.register_forward_hook(self._dropout)
         self.post_init()
+
+    def _dropout(self, module: Any, _: Any, output: torch.Tensor) -> torch.Tensor:
+        return F.dropout(output, self.config.dropout, module.training)
 
     def _init_weights(self, module: Any) -> None:
         """Each part initialises itself; nothing of our own has parameters."""
@@ -128,8 +137,11 @@ class IDGenRecModel(PreTrainedModel):
         labels: torch.Tensor | None = None,
         text_ids: torch.Tensor | None = None,
         text_mask: torch.Tensor | None = None,
+        legal: torch.Tensor | None = None,
         written: torch.Tensor | None = None,
         soft: torch.Tensor | None = None,
+        nodes: torch.Tensor | None = None,
+        trie: Trie | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **_: Any,
     ) -> IDGenRecOutput:
@@ -144,46 +156,77 @@ class IDGenRecModel(PreTrainedModel):
             labels: (B, T) the continuations, -100 from their end on.
             text_ids: (B, X) or (P, X) texts of items.
             text_mask: the same shape, 1 for what is read.
+            legal: (P, T, W) tokens that may stand at each place of what is written about the texts; all when None.
             written: (P, T) what the generator wrote about the texts.
             soft: (B, S) place in the flattened `written` of the token at this place of a prompt, -1 for all other tokens.
+            nodes: (B, T) with `trie`: the node of the tree from which each label is an edge.
+            trie: normalise the recommender's probabilities over the edges of this tree instead of the vocabulary.
             num_items_in_batch: label tokens of the whole (accumulated, distributed) batch, for the mean.
         """
         if labels is None:
             raise ValueError("IDGenRecModel.forward tells how likely labels are: give labels, or call `recommend` and `write`.")
+        count = num_items_in_batch or max(1, int((labels >= 0).sum()))
         if input_ids is None:
             assert text_ids is not None
-            logits = continuation_logits(self.generator, self.generator.get_input_embeddings()(text_ids), text_mask, labels)
-        else:
-            words = self.recommender.get_input_embeddings()
-            prompt = words(input_ids)
-            if text_ids is not None:
-                assert written is not None
-                assert soft is not None
-                mixed = self.soft_tokens(text_ids, text_mask, written).flatten(0, 1)
-                prompt = torch.where(soft[..., None] >= 0, mixed[soft.clamp(min=0)], prompt)
-            logits = continuation_logits(self.recommender, prompt, attention_mask, labels)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
-        count = num_items_in_batch or max(1, int((labels >= 0).sum()))
-        return IDGenRecOutput(loss=loss / count, logits=logits)
+            logits = self._written_logits(text_ids, text_mask, labels, legal)
+            return IDGenRecOutput(loss=_token_loss(logits, labels) / count, logits=logits)
+        prompt = self.recommender.get_input_embeddings()(input_ids)
+        if text_ids is not None:
+            assert written is not None
+            assert soft is not None
+            mixed = self.soft_tokens(text_ids, text_mask, written, legal).flatten(0, 1)
+            prompt = torch.where(soft[..., None] >= 0, mixed[soft.clamp(min=0)], prompt)
+        dropout = self.config.dropout if self.recommender.training else 0.0
+        states = continuation_states(self.recommender, prompt, attention_mask, labels, dropout)
+        if trie is not None:
+            assert nodes is not None
+            told = labels >= 0
+            return IDGenRecOutput(loss=tree_loss(self.recommender, states[told], labels[told], nodes[told], trie) / count)
+        logits = head_logits(self.recommender, states)
+        return IDGenRecOutput(loss=_token_loss(logits, labels) / count, logits=logits)
 
-    def soft_tokens(self, text_ids: torch.Tensor, text_mask: torch.Tensor | None, written: torch.Tensor) -> torch.Tensor:
+    def soft_tokens(
+        self, text_ids: torch.Tensor, text_mask: torch.Tensor | None, written: torch.Tensor, legal: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """What the recommender reads instead of written tokens: its embeddings, mixed by the generator's probabilities.
 
         No gradient passes through the choice of a token, only through the probabilities at each place (IDGenRec section 3.4).
 
-        Shape: text_ids, text_mask (P, X), written (P, T) -> (P, T, D).
+        Shape: text_ids, text_mask (P, X), written (P, T), legal (P, T, W) -> (P, T, D).
         """
         words = self.recommender.get_input_embeddings()
+        return self._written_logits(text_ids, text_mask, written, legal).softmax(-1) @ words.weight * word_scale(words)
+
+    def _written_logits(
+        self, text_ids: torch.Tensor, text_mask: torch.Tensor | None, written: torch.Tensor, legal: torch.Tensor | None
+    ) -> torch.Tensor:
         logits = continuation_logits(self.generator, self.generator.get_input_embeddings()(text_ids), text_mask, written)
-        return logits.softmax(-1) @ words.weight * word_scale(words)
+        return logits if legal is None else logits.masked_fill(~legal, torch.finfo(logits.dtype).min)
 
     # IDs and recommendations
 
-    def write(self, inputs: Mapping[str, torch.Tensor], penalty: float = 1.0, min_length: int = 1, groups: int | None = None) -> Candidates:
-        """Writes diverse ID candidates about texts. Shape: input_ids, attention_mask (P, X) -> `Candidates` of P rows."""
-        most = min_length - 1 + self.config.max_length
+    def write(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        penalty: float = 1.0,
+        min_length: int = 1,
+        groups: int | None = None,
+        words: Sequence[Words] | None = None,
+    ) -> Candidates:
+        """Writes diverse ID candidates about texts.
+
+        Args:
+            inputs: input_ids, attention_mask (P, X).
+            penalty: for a token that an earlier candidate has at the same place.
+            min_length: L of Algorithm 1, which counts the start token.
+            groups: candidates; `config.groups` when None.
+            words: with `config.own_words`: the words of each text, as tokens.
+        """
+        groups, most = groups or self.config.groups, min_length - 1 + self.config.max_length
+        size = self.generator.get_input_embeddings().weight.shape[0]
+        own = OwnWords(words, groups, self.eos, size) if words is not None and self.config.own_words else None
         return diverse_beam_search(
-            self.generator, inputs, self.eos, groups=groups or self.config.groups, penalty=penalty, min_length=min_length, max_length=most
+            self.generator, inputs, self.eos, groups=groups, penalty=penalty, min_length=min_length, max_length=most, own_words=own
         )
 
     def recommend(
@@ -203,41 +246,84 @@ class IDGenRecModel(PreTrainedModel):
             length_penalty=self.config.length_penalty,
             allowed=allowed,
             excluded=excluded,
+            normalizer=self.config.normalizer,  # type: ignore[arg-type]
         )
 
-    def score(self, inputs: Mapping[str, torch.Tensor], trie: Trie) -> torch.Tensor:
-        """The exact score of every item. Shape: input_ids, attention_mask (B, S) -> (B, V)."""
-        return score_all(self.recommender, inputs, trie, length_penalty=self.config.length_penalty)
+    def score(self, inputs: Mapping[str, torch.Tensor], trie: Trie, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """The exact score of every item, or of some. Shape: input_ids, attention_mask (B, S), rows (R,) -> (B, V) or (B, R)."""
+        penalty, normalizer = self.config.length_penalty, self.config.normalizer
+        return score_all(self.recommender, inputs, trie, length_penalty=penalty, normalizer=normalizer, rows=rows)  # type: ignore[arg-type]
 
 
-def continuation_logits(model: Any, prompt: torch.Tensor, mask: torch.Tensor | None, continuation: torch.Tensor) -> torch.Tensor:
-    """The logits of each token of a continuation, given the prompt and the tokens before it.
+def continuation_states(
+    model: Any, prompt: torch.Tensor, mask: torch.Tensor | None, continuation: torch.Tensor, dropout: float = 0.0
+) -> torch.Tensor:
+    """The hidden states from which each token of a continuation is told, given the prompt and the tokens before it.
 
     Args:
         model: a language model, T5 family or decoder-only.
         prompt: (B, S, D) embedded tokens; padding on the left for decoder-only models.
         mask: (B, S) 1 for what is read; all when None.
         continuation: (B, T) tokens, -100 from the end on.
+        dropout: on embedded tokens and on the states.
 
-    Shape: -> (B, T, W).
+    Shape: -> (B, T, D); `head_logits` makes logits of them.
     """
     seen = prompt.new_ones(prompt.shape[:2], dtype=torch.long) if mask is None else mask.long()
+    prompt = F.dropout(prompt, dropout)
     if model.config.is_encoder_decoder:
         before = model.prepare_decoder_input_ids_from_labels(continuation)
-        logits: torch.Tensor = model(inputs_embeds=prompt, attention_mask=seen, decoder_input_ids=before, use_cache=False).logits
-        return logits
-    real = continuation >= 0
-    # The last token is predicted but never read.
-    after = model.get_input_embeddings()(continuation.clamp(min=0)[:, :-1])
-    seen = torch.cat([seen, real[:, :-1].long()], 1)
-    logits = model(
+        memory = model.get_encoder()(inputs_embeds=prompt, attention_mask=seen).last_hidden_state
+        states = model.get_decoder()(
+            input_ids=before, encoder_hidden_states=memory, encoder_attention_mask=seen, use_cache=False
+        ).last_hidden_state
+        return F.dropout(states, dropout)
+    # The last token is told but never read.
+    after = F.dropout(model.get_input_embeddings()(continuation.clamp(min=0)[:, :-1]), dropout)
+    seen = torch.cat([seen, (continuation >= 0)[:, :-1].long()], 1)
+    states = model.get_decoder()(
         inputs_embeds=torch.cat([prompt, after], 1),
         attention_mask=seen,
         position_ids=(seen.cumsum(1) - 1).clamp(min=0),
-        logits_to_keep=continuation.shape[1],
         use_cache=False,
-    ).logits
-    return logits
+    ).last_hidden_state
+    return F.dropout(states[:, -continuation.shape[1] :], dropout)
+
+
+def continuation_logits(model: Any, prompt: torch.Tensor, mask: torch.Tensor | None, continuation: torch.Tensor) -> torch.Tensor:
+    """The logits of each token of a continuation; arguments as for `continuation_states`. Shape: -> (B, T, W)."""
+    return head_logits(model, continuation_states(model, prompt, mask, continuation))
+
+
+def tree_loss(model: Any, states: torch.Tensor, labels: torch.Tensor, nodes: torch.Tensor, trie: Trie) -> torch.Tensor:
+    """The sum of the negative log-likelihoods of labels among the tokens that the tree allows after their nodes.
+
+    Every item passes the root, so its many edges are compared in one product; of other nodes each has few.
+
+    Shape: states (N, D), labels (N,), nodes (N,) -> ().
+    """
+    total = states.new_zeros((), dtype=torch.float32)
+    at_root = nodes == trie.root
+    for root in (True, False):
+        here = at_root if root else ~at_root
+        own, wanted = states[here], labels[here]
+        if not len(own):
+            continue
+        if root:
+            legal = trie.children(nodes.new_tensor([trie.root]))[0]
+            order = legal.argsort()
+            place = order[torch.searchsorted(legal[order], wanted)]
+            total = total + F.cross_entropy(head_logits(model, own, columns=legal), place, reduction="sum")
+            continue
+        legal, _, counts = trie.children(nodes[here])
+        logits = head_logits(model, own.repeat_interleave(counts, 0), tokens=legal)
+        right = legal == wanted.repeat_interleave(counts)
+        total = total + segment_logsumexp(logits, counts).sum() - logits[right].sum()
+    return total
+
+
+def _token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
 
 
 def _language_model(config: Any) -> Any:

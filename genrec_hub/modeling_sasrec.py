@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .checkpoint import HubModel
 from .configuration_sasrec import SASRecConfig
 from .set_attention import length_batches, pad_left
 
@@ -55,7 +56,7 @@ class SASRecBlock(nn.Module):
         return hidden + F.dropout(fed, self.rate, self.training)
 
 
-class SASRecModel(PreTrainedModel):
+class SASRecModel(HubModel, PreTrainedModel):
     """A causal transformer over item embeddings whose state after a history scores all items.
 
     Item row r of the catalogue is id r + 1; id 0 is padding, on the left.

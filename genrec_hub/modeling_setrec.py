@@ -22,6 +22,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .backbones import add_adapters, freeze_all_but_adapters, is_supported, merge_adapters, read_in_encoder, read_in_sequence, word_scale
+from .checkpoint import HubModel
 from .configuration_setrec import SETRecConfig
 from .set_attention import PrefixLayout, SetLayout, length_batches, pad_left, prefix_layout, set_layout
 
@@ -87,7 +88,7 @@ class SemanticTokenizer(nn.Module):
         return self.decoder[-1](hidden)
 
 
-class SETRecModel(PreTrainedModel):
+class SETRecModel(HubModel, PreTrainedModel):
     """A backbone that reads items as token sets and generates the next item's set.
 
     Item features (semantic and CF vectors) are inputs, not weights: the same weights serve any catalogue. See `SETRecProcessor`.

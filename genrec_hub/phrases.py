@@ -8,7 +8,7 @@ from itertools import islice
 from math import log
 from typing import Literal, Protocol
 
-from .text import STOPWORDS, departments
+from .text import STOPWORDS, departments, item_line
 
 MAX_WORDS = 20
 """Words of an identifier that are kept: what the second length of Algorithm 1 can generate."""
@@ -57,8 +57,14 @@ def clean_words(text: str, most: int = MAX_WORDS) -> str:
 
 
 def generator_text(item: Described) -> str:
-    """Returns what the generator reads of an item: its own words (`text.item_line`), no field names that would leak into identifiers."""
-    return _FIELD.sub(". ", item.line).strip(" .;") or item.item_id
+    """Returns what the generator reads of an item: title, brand and categories (`text.item_line`), whatever else there is without them.
+
+    Differs: the paper's text has the description too, whose words tell less of what an item is, and the names of fields, which leak into
+    identifiers.
+    """
+    said = {"title": item.title, "brand": item.brand, "categories": item.categories}
+    line = item_line(said) if any(said.values()) else item.line
+    return _FIELD.sub(". ", line).strip(" .;") or item.item_id
 
 
 def own_words(item: Described) -> dict[str, int]:

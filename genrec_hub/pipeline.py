@@ -11,11 +11,11 @@ import torch
 from transformers import AutoModel, AutoProcessor, Pipeline
 
 from .catalog import Catalog, Item
+from .checkpoint import TASK, fetch, push
 from .history import History
 
 logger = logging.getLogger(__name__)
 
-TASK = "sequential-recommendation"
 DEFAULT_MODEL = "setrec-foundation"
 PRETRAINED = Path(__file__).parent / "pretrained"
 KEPT_CATALOGS = 4
@@ -45,7 +45,8 @@ def load(name_or_path: str | Path = DEFAULT_MODEL, **kwargs: Any) -> "Recommenda
         **kwargs: passed on to `from_pretrained` (revision, token, ...).
 
     Raises:
-        OSError: when there is no such checkpoint.
+        OSError: when there is no such checkpoint, or it can't be fetched.
+        ValueError: when it is damaged, holds a pickle, or comes from a newer version.
     """
     name = str(name_or_path)
     if not Path(name).is_dir() and "/" not in name and "\\" not in name:
@@ -55,6 +56,8 @@ def load(name_or_path: str | Path = DEFAULT_MODEL, **kwargs: Any) -> "Recommenda
             raise FileNotFoundError(f"{error.args[0]} A folder or a Hub name (org/name) would do as well.") from None
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise FileNotFoundError(f"{name} holds no checkpoint: config.json is missing.")
+    elif not Path(name).is_dir():
+        fetch(name, **kwargs)  # all of it at once, and in one sentence when it can't be had
     model = AutoModel.from_pretrained(name, dtype=torch.float32, **kwargs)
     processor = AutoProcessor.from_pretrained(name, **kwargs)
     return RecommendationPipeline(model=model, processor=processor, task=TASK)
@@ -98,7 +101,7 @@ class RecommendationPipeline(Pipeline):
         history: Lines | Sequence[Lines],
         top_k: int = 10,
         *,
-        catalog: Catalog | None = None,
+        catalog: Catalog | Iterable[Item | Mapping[str, object]] | None = None,
         exclude_seen: bool = True,
         department: str | None = None,
         **kwargs: Any,
@@ -109,7 +112,7 @@ class RecommendationPipeline(Pipeline):
             history: what was bought, oldest first: a text with one item per line, or a list of ids, titles, words or `Item`s.
                 A list of such histories gives a list of lists.
             top_k: how many, at the most.
-            catalog: recommend from these items instead, zero-shot; the weights stay untouched.
+            catalog: recommend from these items instead (dicts with `item_id` and `title` will do), zero-shot; the weights stay untouched.
             exclude_seen: leave out what the history holds.
             department: only items of this department.
             **kwargs: of `transformers.Pipeline`, such as `batch_size`.
@@ -121,6 +124,10 @@ class RecommendationPipeline(Pipeline):
             raise TypeError(f"A history is a text with one item per line, or a list of ids, titles, words or items; this is {history!r}.")
         several = isinstance(history, list | tuple) and len(history) > 0 and all(isinstance(h, list | tuple | History) for h in history)
         batch = list(history) if several else [history]
+        if catalog is not None and not hasattr(
+            catalog, "fingerprint"
+        ):  # no Catalog: isinstance would not know one of another copy of this code
+            catalog = Catalog.from_items(catalog)
         answers = super().__call__([batch], top_k=top_k, catalog=catalog, exclude_seen=exclude_seen, department=department, **kwargs)[0]
         return answers if several else answers[0]
 
@@ -190,10 +197,18 @@ class RecommendationPipeline(Pipeline):
             processor = processor.without_catalog().with_catalog(domain.catalog, model=self.model)
         return DomainRanker(self.model, processor, exclude_seen)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Writes model and processor into one folder."""
+    def save_pretrained(
+        self, save_directory: str | Path, with_catalog: bool = True, with_encoder: bool = False, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Writes model and processor into one folder; see `SETRecProcessor.save_pretrained` and `push_to_hub`."""
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name))
         self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
+        self.processor.save_pretrained(save_directory, with_catalog=with_catalog, with_encoder=with_encoder)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Pushes all that a checkpoint is, with its card, in one commit; see `genrec_hub.hub.push`."""
+        return push("pipeline", self, repo_id, **kwargs)
 
     def _processor_for(self, catalog: Catalog | None) -> Any:
         return self.processor if catalog is None else self._index(catalog)[0]

@@ -5,7 +5,6 @@ IDs are a sidecar, not weights: another catalogue gets IDs of its own from the s
 Dims: B batch · S prompt tokens · V catalogue size · L items in a history · K shown items.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,19 +14,21 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from .beam_search import score_all
 from .catalog import Catalog, Item, Recommendation
+from .checkpoint import SIDECARS, TOKENIZER, HubProcessor, seal
 from .history import History
 from .identifiers import Identifiers, assign_identifiers
 from .modeling_idgenrec import IDGenRecModel
 from .phrases import clean_words, generator_text
 from .prompts import PromptWriter, pad_prompts, pad_tokens
+from .text import STOPWORDS
 from .timing import stage
 from .trie import Trie
 
-FORMAT_VERSION = 1
 WRITTEN_AT_ONCE = 128
 """Texts whose IDs are written in one batch."""
+MOST_WORDS = 60
+"""Words of a text of which an ID may consist."""
 TYPED_WORDS = 6
 """Words of a typed line that stand for an ID where no generator is at hand."""
 
@@ -35,7 +36,7 @@ Progress = Callable[[int, int], None]
 Lines = str | Iterable[str | Item | Mapping[str, object]]
 
 
-class IDGenRecProcessor(ProcessorMixin):
+class IDGenRecProcessor(HubProcessor, ProcessorMixin):
     """Turns histories into prompts and generated IDs into recommendations.
 
     Args:
@@ -67,6 +68,7 @@ class IDGenRecProcessor(ProcessorMixin):
         self.prompts = PromptWriter(tokenizer, prompt, encoder)
         self.encoder = encoder
         self._identifiers = identifiers
+        self._spellings: dict[str, tuple[int, ...]] = {}
         if identifiers is not None and identifiers.item_ids != self.catalog.ids:
             raise ValueError(f"The identifiers are those of {len(identifiers)} other items than the catalogue's {len(self.catalog)}.")
 
@@ -144,15 +146,30 @@ class IDGenRecProcessor(ProcessorMixin):
             rows = order[start : start + WRITTEN_AT_ONCE]
             ids, mask = pad_tokens([tokens[row] for row in rows], self.pad, left=True)
             inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-            candidates = model.write(inputs, penalty, min_length, groups)
+            words = [self.word_tokens(texts[row]) for row in rows] if model.config.own_words else None
+            candidates = model.write(inputs, penalty, min_length, groups, words)
             for row, own in zip(rows, candidates.tokens.tolist(), strict=True):
-                found[row] = [clean_words(text) for text in self.tokenizer.batch_decode(own, skip_special_tokens=True)]
+                decoded = map(clean_words, self.tokenizer.batch_decode(own, skip_special_tokens=True))
+                found[row] = [_whole(text, texts[row]) for text in decoded] if model.config.own_words else list(decoded)
         return found
+
+    def word_tokens(self, text: str) -> list[tuple[int, ...]]:
+        """The words of a text of which an ID may consist, as tokens; each once."""
+        own = clean_words(text, MOST_WORDS).split()
+        telling = [word for word in own if len(word) > 1 and word not in STOPWORDS]
+        return [self._spelled(word) for word in dict.fromkeys(telling or own)]
+
+    def _spelled(self, word: str) -> tuple[int, ...]:
+        if word not in self._spellings:
+            self._spellings[word] = tuple(self.tokenizer.encode(word, add_special_tokens=False))
+        return self._spellings[word]
 
     def text_tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of texts as the generator reads them, ended by the end token."""
+        if not len(texts):
+            return []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=self.max_text - 1)["input_ids"]
-        return [[*own, self.eos] for own in encoded] if len(texts) else []
+        return [[*own, self.eos] for own in encoded]
 
     @property
     def eos(self) -> int:
@@ -325,9 +342,8 @@ class IDGenRecProcessor(ProcessorMixin):
         """Leaves out one history item at a time, in one batch; its share is its part of the fall of the score."""
         if not len(history) or not rows:
             return [None] * len(rows)
-        shown = Trie.build([self._tokens[row] for row in rows], self.eos)
         histories = [own, *([*own[:place], *own[place + 1 :]] for place in range(len(own)))]
-        scores = score_all(model.recommender, self._at(model, histories), shown, length_penalty=model.config.length_penalty)
+        scores = model.score(self._at(model, histories), self.trie, torch.tensor(rows))
         falls = (scores[:1] - scores[1:]).clamp(min=0)
         shares = falls / falls.sum(0).clamp(min=1e-12)
         best = shares.argmax(0).tolist()
@@ -358,28 +374,37 @@ class IDGenRecProcessor(ProcessorMixin):
 
     # Folders
 
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Writes `processor_config.json`, the tokenizer and `catalog/` (items, IDs, fingerprint). Returns the paths."""
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        push_to_hub: bool = False,
+        with_catalog: bool = True,
+        with_encoder: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Writes `processor_config.json`, the code, the tokenizer and `catalog/` (items, IDs, fingerprint).
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: push it too; see `push_to_hub`, whose arguments `kwargs` are.
+            with_catalog: False leaves out the catalogue and its IDs: the checkpoint then recommends from the caller's.
+            with_encoder: for likeness with other systems; no sentence encoder belongs to this one.
+            **kwargs: of `push_to_hub`, `repo_id` above all.
+
+        Returns:
+            The paths of what was written.
+        """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        card = {
-            "processor_class": type(self).__name__,
-            "format_version": FORMAT_VERSION,
-            "prompt": self.prompts.kind,
-            "encoder": self.encoder,
-            "max_items": self.max_items,
-            "max_text": self.max_text,
-        }
-        if self._auto_class is not None:
-            from transformers.dynamic_module_utils import custom_object_save
-
-            custom_object_save(self, folder, config=card)
-        (folder / "processor_config.json").write_text(json.dumps(card, indent=2) + "\n")
         written = [folder / "processor_config.json", *map(Path, self.tokenizer.save_pretrained(folder))]
-        if self._identifiers is not None:
+        with_catalog = with_catalog and self._identifiers is not None
+        if with_catalog:
             self.catalog.save(folder / "catalog")
-            self._identifiers.save(folder / "catalog")
+            self.identifiers.save(folder / "catalog")
             written += sorted((folder / "catalog").iterdir())
+        card = {"prompt": self.prompts.kind, "encoder": self.encoder, "max_items": self.max_items, "max_text": self.max_text}
+        self.write_card(folder, card, with_catalog)
+        seal(folder, *SIDECARS, *TOKENIZER)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
         return [str(path) for path in written]
@@ -389,19 +414,25 @@ class IDGenRecProcessor(ProcessorMixin):
         """Reads a processor from a folder or a Hub repository.
 
         Raises:
-            FileNotFoundError: when there is no processor.
-            ValueError: when the format is newer than this package, or catalogue and IDs do not belong together.
+            FileNotFoundError: when there is no processor, or something of it is missing.
+            ValueError: when the format is newer than this package, a file is damaged, or catalogue and IDs do not belong together.
         """
-        folder = Path(pretrained_model_name_or_path)
-        card = json.loads((folder / "processor_config.json").read_text())
+        name = pretrained_model_name_or_path
+        folder, card = cls.read_card(name, **kwargs)
         catalog, identifiers = None, None
         if (folder / "catalog" / "catalog.json").is_file():
             catalog = Catalog.load(folder / "catalog")
             identifiers = Identifiers.load(folder / "catalog")
             if identifiers.catalog != catalog.fingerprint:
                 raise ValueError(
-                    f"The identifiers of {pretrained_model_name_or_path} belong to the catalogue {identifiers.catalog[:12]}, its items are "
+                    f"The identifiers of {name} belong to the catalogue {identifiers.catalog[:12]}, its items are "
                     f"{catalog.fingerprint[:12]}: copy the folder again or index the catalogue anew."
                 )
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return cls(tokenizer, catalog, identifiers, card["prompt"], card["encoder"], card["max_items"], card["max_text"])
+
+
+def _whole(written: str, text: str) -> str:
+    """What was written, without a last word that was cut where the length ran out."""
+    words = written.split()
+    return " ".join(words[:-1] if words and words[-1] not in clean_words(text, MOST_WORDS).split() else words)

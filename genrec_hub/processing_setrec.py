@@ -6,7 +6,6 @@ Dims: B batch · L items in a history · Q tokens of an identifier · D hidden s
 K shown items.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.numpy import save_file
 from torch.nn import functional as F
 from transformers import BatchFeature, ProcessorMixin
 
 from .catalog import Catalog, Item, Recommendation
+from .checkpoint import SIDECARS, HubProcessor, read_arrays, seal, write_arrays
 from .grounding import top_k
 from .history import History
 from .modeling_setrec import SETRecModel
@@ -29,7 +27,6 @@ from .timing import stage
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
 NEIGHBOURS = 6
 """Items whose words label a token."""
 LABEL_POOL = 20_000
@@ -39,7 +36,7 @@ Progress = Callable[[int, int], None]
 Lines = str | Iterable[str | Item | Mapping[str, object]]
 
 
-class SETRecProcessor(ProcessorMixin):
+class SETRecProcessor(HubProcessor, ProcessorMixin):
     """Turns histories into model inputs and generated tokens into recommendations.
 
     Args:
@@ -348,76 +345,57 @@ class SETRecProcessor(ProcessorMixin):
 
     # Folders
 
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Writes `processor_config.json` and `catalog/` (items, features, fingerprint). Returns the paths."""
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        push_to_hub: bool = False,
+        with_catalog: bool = True,
+        with_encoder: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Writes `processor_config.json`, the code, `catalog/` (items, features, fingerprint) and perhaps `encoder/`.
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: push it too; see `push_to_hub`, whose arguments `kwargs` are.
+            with_catalog: False leaves out the catalogue and all that is made of it: the checkpoint then recommends from the caller's.
+            with_encoder: put a copy of the sentence encoder beside it; one that is a folder is always copied.
+            **kwargs: of `push_to_hub`, `repo_id` above all.
+
+        Returns:
+            The paths of what was written.
+        """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        card = {
-            "processor_class": type(self).__name__,
-            "format_version": FORMAT_VERSION,
-            "encoder": self.encoder.name,
-            "max_tokens": self.encoder.max_tokens,
-            "max_items": self.max_items,
-        }
-        if self._auto_class is not None:
-            from transformers.dynamic_module_utils import custom_object_save
-
-            custom_object_save(self, folder, config=card)
-        (folder / "processor_config.json").write_text(json.dumps(card, indent=2) + "\n")
-        written = [folder / "processor_config.json"]
-        if self._features is not None:
+        with_catalog = with_catalog and self._features is not None
+        if with_catalog:
             self.catalog.save(folder / "catalog")
-            arrays = {name: np.ascontiguousarray(values) for name, values in self._features.items()}
-            save_file(arrays, folder / "catalog" / "features.safetensors", metadata={"fingerprint": self.catalog.fingerprint})
-            written += sorted((folder / "catalog").iterdir())
+            write_arrays(folder / "catalog" / "features.safetensors", self._arrays(), self.catalog.fingerprint)
+        encoder = self.encoder.save(folder / "encoder", whole=with_encoder)
+        settings = {"encoder": encoder, "encoder_origin": self.encoder.origin, "max_tokens": self.encoder.max_tokens}
+        self.write_card(folder, {**settings, "max_items": self.max_items}, with_catalog)
+        seal(folder, *SIDECARS)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
-        return [str(path) for path in written]
+        kept = [folder / "processor_config.json", *sorted(folder.glob("catalog/*")), *sorted(folder.glob("encoder/**/*"))]
+        return [str(path) for path in kept if path.is_file()]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "SETRecProcessor":
         """Reads a processor from a folder or a Hub repository.
 
         Raises:
-            FileNotFoundError: when there is no processor.
-            ValueError: when the format is newer than this package, or catalogue and features do not belong together.
+            FileNotFoundError: when there is no processor, or something of it is missing.
+            ValueError: when the format is newer than this package, a file is damaged, or catalogue and features do not belong together.
         """
-        folder = _folder(pretrained_model_name_or_path, kwargs)
-        path = folder / "processor_config.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{pretrained_model_name_or_path} holds no processor: processor_config.json is missing.")
-        card = json.loads(path.read_text())
-        if card.get("format_version", 0) > FORMAT_VERSION:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} has format {card['format_version']}, this package reads up to {FORMAT_VERSION}: "
-                "upgrade genrec_hub."
-            )
+        name = pretrained_model_name_or_path
+        folder, card = cls.read_card(name, **kwargs)
         catalog, features = None, None
         if (folder / "catalog" / "catalog.json").is_file():
             catalog = Catalog.load(folder / "catalog")
-            file = folder / "catalog" / "features.safetensors"
-            if not file.is_file():
-                raise FileNotFoundError(
-                    f"{pretrained_model_name_or_path} has a catalogue without features: "
-                    "catalog/features.safetensors is missing; copy the folder again."
-                )
-            with safe_open(file, "np") as tensors:
-                fingerprint = (tensors.metadata() or {}).get("fingerprint")
-                features = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-            if fingerprint != catalog.fingerprint:
-                raise ValueError(
-                    f"The item features of {pretrained_model_name_or_path} belong to the catalogue {str(fingerprint)[:12]}, its items are "
-                    f"{catalog.fingerprint[:12]}: copy the folder again or index the catalogue anew."
-                )
+            features = read_arrays(folder / "catalog" / "features.safetensors", catalog.fingerprint, name)
         inside = folder / str(card["encoder"])
-        encoder = str(inside) if inside.is_dir() else str(card["encoder"])
-        return cls(catalog, features, encoder, card["max_tokens"], card["max_items"])
-
-
-def _folder(name: str | Path, kwargs: Mapping[str, Any]) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    passed = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only", "force_download") if key in kwargs}
-    return Path(snapshot_download(str(name), allow_patterns=["processor_config.json", "catalog/*", "encoder/*"], **passed))
+        encoder = TextEncoder(
+            str(inside) if inside.is_dir() else str(card["encoder"]), card["max_tokens"], origin=card.get("encoder_origin", "")
+        )
+        return cls(catalog, features, encoder, max_items=card["max_items"])

@@ -122,7 +122,7 @@ def train_idgenrec(
         max_items: items of a history that are read, the last ones.
         progress: called with (done, total) while IDs are written.
         arguments: further `TrainingArguments`.
-        **config: of `IDGenRecConfig`, and `hidden`, `layers`, `dropout` of the small models.
+        **config: of `IDGenRecConfig`, and `hidden`, `layers` of the small models.
 
     Returns:
         The report that is also written as `training.json`.
@@ -135,7 +135,9 @@ def train_idgenrec(
     set_seed(chosen.seed)
     start, cpu = time.time(), time.process_time()
     work = output / CHECKPOINTS
-    own = {"length_penalty": 0.0, **config}
+    # Small models from scratch learn sooner from fewer choices; pretrained ones are trained as the paper says.
+    scratch = {"normalizer": "tree", "own_words": True, "max_length": 16, "dropout": 0.2} if backbone is None else {}
+    own = {"length_penalty": 0.0, **scratch, **config}
     shape: dict[str, Any] = {"max_items": max_items, "max_text": max_text}
     model, processor, fresh = _start(domain.catalog, backbone, generator, prompt, vocabulary, shape, own)
     turns = [*["writer"] * (fresh and writer_epochs > 0), *_turns(strategy, rounds)]
@@ -185,10 +187,10 @@ def _start(
         model, processor = IDGenRecModel.from_pretrained(backbone), IDGenRecProcessor.from_pretrained(backbone)
         return model, processor.without_catalog(), False
     if backbone is None:
-        small = {name: config.pop(name) for name in ("hidden", "layers", "dropout") if name in config}
+        small = {name: config.pop(name) for name in ("hidden", "layers") if name in config}
         texts = [*map(generator_text, catalog), *salient_words(catalog)]
         tokenizer: Any = small_tokenizer(texts, vocabulary)
-        model = IDGenRecModel(IDGenRecConfig(**small_language_models(len(tokenizer), **small), **config))
+        model = IDGenRecModel(IDGenRecConfig(**small_language_models(len(tokenizer), dropout=config["dropout"], **small), **config))
     else:
         model = IDGenRecModel.from_backbone(backbone, generator, **config)
         tokenizer = AutoTokenizer.from_pretrained(backbone)
@@ -221,13 +223,12 @@ def train_writer(
     """Teaches the generator to write the salient words of catalogues; frequencies are counted within each. Returns the phase's report."""
     texts = [generator_text(item) for catalog in catalogs for item in catalog]
     phrases = [phrase for catalog in catalogs for phrase in salient_words(catalog)]
-    encoded = processor.tokenizer(phrases, add_special_tokens=False)["input_ids"]
     steps = math.ceil(len(texts) / batch)
     arguments = training_arguments(
         folder, epochs=epochs, batch=batch, rate=rate, steps_per_epoch=steps, seed=seed, eval_strategy="no", load_best_model_at_end=False,
         **more,
     )  # fmt: skip
-    trainer = WriterTrainer(model, arguments, processor.text_tokens(texts), encoded, processor)
+    trainer = WriterTrainer(model, arguments, texts, phrases, processor)
     run(trainer, resume)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {"phase": "writer", "texts": len(texts), "losses": losses}
@@ -296,18 +297,21 @@ def _phase(
 ) -> tuple[IDGenRecModel, IDGenRecProcessor, dict[str, Any]]:
     """One phase; whatever changes the generator is followed by new IDs."""
     more = arguments or {}
+
+    def identified() -> IDGenRecProcessor:
+        return processor.without_catalog().with_catalog(domain.catalog, progress, model.eval())
+
     if kind == "writer":
         report = train_writer(model, processor, [domain.catalog], place, writer_epochs, resume, chosen.seed, **more)
-    elif kind == "generator":
+        return model, identified(), report
+    if processor.without_ids:
+        processor = identified()
+    if kind == "generator":
         report = train_generator(model, processor, place, replace(chosen, epochs=1, rate=generator_rate), split, resume, **more)
-    if processor.without_ids or kind != "recommender":
-        model.eval()
-        processor = processor.without_catalog().with_catalog(domain.catalog, progress, model)
-    if kind == "recommender":
-        assert chosen.epochs is not None
-        share = replace(chosen, epochs=math.ceil(chosen.epochs / turns.count("recommender")))
-        report = train_recommender(model, processor, place, share, split, resume, **more)
-    return model, processor, report
+        return model, identified(), report
+    assert chosen.epochs is not None
+    share = replace(chosen, epochs=math.ceil(chosen.epochs / turns.count("recommender")))
+    return model, processor, train_recommender(model, processor, place, share, split, resume, **more)
 
 
 def _keep(folder: Path, model: IDGenRecModel, processor: IDGenRecProcessor, report: dict[str, Any]) -> None:

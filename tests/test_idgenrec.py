@@ -59,10 +59,11 @@ def test_beam_scores_are_teacher_forced_log_probabilities(pair):
             assert "".join(answer.identifier["tokens"]) == answer.identifier["text"].replace(" ", "")
 
 
+@pytest.mark.parametrize("normalizer", ["vocabulary", "tree"])
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
-def test_as_many_beams_as_items_find_the_exact_best(pair, penalty):
+def test_as_many_beams_as_items_find_the_exact_best(pair, penalty, normalizer):
     model, processor = pair
-    model.config.length_penalty = penalty
+    model.config.length_penalty, model.config.normalizer = penalty, normalizer
     tokens = processor._tokens
     histories = [[tokens[processor.catalog.row(item)] for item in history] for history in HISTORIES]
     inputs = processor.inputs(histories, model)
@@ -71,6 +72,24 @@ def test_as_many_beams_as_items_find_the_exact_best(pair, penalty):
     for row in range(len(HISTORIES)):
         assert sorted(found.rows[row].tolist()) == list(range(len(processor.catalog)))
         assert torch.allclose(exact[row, found.rows[row]], found.scores[row], atol=1e-4)
+
+
+def test_a_tree_is_a_distribution_over_items_and_its_loss_their_likelihood(pair):
+    model, processor = pair
+    model.config.normalizer, model.config.length_penalty = "tree", 0.0
+    tokens, trie = processor._tokens, processor.trie
+    inputs = processor.inputs([[tokens[3], tokens[10]], [tokens[22]]], model)
+    scores = model.score(inputs, trie)
+    assert torch.allclose(scores.exp().sum(1), torch.ones(2), atol=1e-4)
+    some = torch.tensor([7, 2, 41])
+    assert torch.allclose(model.score(inputs, trie, some), scores[:, some], atol=1e-5)
+    found = model.recommend(inputs, trie, beams=5, excluded=[[3, 10], [22]])
+    assert torch.allclose(found.scores, scores.gather(1, found.rows), atol=1e-4)
+    paths = trie.paths(torch.tensor([5, 7]))
+    before = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1].clamp(min=0)], 1)
+    labels = labels_of([tokens[5], tokens[7]], processor.eos)
+    loss = model(**inputs, labels=labels, nodes=before[:, : labels.shape[1]], trie=trie, num_items_in_batch=1).loss
+    assert float(loss.detach()) == pytest.approx(-float(scores[0, 5] + scores[1, 7]), abs=1e-4)
 
 
 def test_batch_equals_single(pair):
@@ -120,21 +139,28 @@ def test_beams_on_demand_are_those_of_the_search(pair):
 # Training
 
 
-def test_packed_equals_every_prefix_alone(tiny_idgenrec, id_processor):
+@pytest.mark.parametrize("normalizer", ["vocabulary", "tree"])
+def test_packed_equals_every_prefix_alone(tiny_idgenrec, id_processor, normalizer):
     """Loss and gradient of a history's single forward are those of one forward per item."""
     model, processor = tiny_idgenrec(), id_processor()
+    trie = processor.trie if normalizer == "tree" else None
+    paths = [[0, *own[own >= 0].tolist()[:-1]] for own in processor.trie.paths(torch.arange(len(processor.catalog)))]
     tokens = processor._tokens
     histories = [[3, 10, 31, 5], [22, 7]]
     count = sum(len(tokens[item]) + 1 for own in histories for item in own)
     rows = [[token for item in own for token in (*tokens[item], processor.eos)] for own in histories]
     start = torch.full((2, 1), processor.prompts.start)
-    packed = model(input_ids=start, labels=labels_of([row[:-1] for row in rows], processor.eos), num_items_in_batch=count)
+    nodes, _ = pad_tokens([[node for item in own for node in paths[item]] for own in histories], 0)
+    labels = labels_of([row[:-1] for row in rows], processor.eos)
+    packed = model(input_ids=start, labels=labels, nodes=nodes, trie=trie, num_items_in_batch=count)
     packed.loss.backward()
     gradients = {name: values.grad.clone() for name, values in model.recommender.named_parameters()}
     model.zero_grad()
     prompts = [processor.prompts.write([tokens[i] for i in own[:place]]) for own in histories for place in range(len(own))]
     targets = [tokens[own[place]] for own in histories for place in range(len(own))]
-    plain = model(**pad_prompts(prompts, processor.pad), labels=labels_of(targets, processor.eos), num_items_in_batch=count)
+    nodes, _ = pad_tokens([paths[item] for own in histories for item in own], 0)
+    labels = labels_of(targets, processor.eos)
+    plain = model(**pad_prompts(prompts, processor.pad), labels=labels, nodes=nodes, trie=trie, num_items_in_batch=count)
     plain.loss.backward()
     assert packed.loss.item() == pytest.approx(plain.loss.item(), abs=1e-5)
     for name, values in model.recommender.named_parameters():
@@ -151,7 +177,7 @@ def test_padding_carries_no_loss_and_is_not_read(pair):
         model(**pad_prompts([prompt], processor.pad), labels=labels_of([tokens[item]], processor.eos), num_items_in_batch=1).loss
         for prompt, item in zip(prompts, (5, 7), strict=True)
     ]
-    assert together.item() == pytest.approx(sum(map(float, alone)), abs=1e-4)
+    assert together.item() == pytest.approx(sum(one.item() for one in alone), abs=1e-4)
     longer = F.pad(labels, (0, 3), value=-100)
     assert model(**pad_prompts(prompts, processor.pad), labels=longer, num_items_in_batch=1).loss.item() == pytest.approx(
         together.item(), abs=1e-4
@@ -161,7 +187,7 @@ def test_padding_carries_no_loss_and_is_not_read(pair):
     one = [
         model(text_ids=texts[row : row + 1][:, mask[row] > 0], labels=labels[row : row + 1], num_items_in_batch=1).loss for row in (0, 1)
     ]
-    assert both.item() == pytest.approx(sum(map(float, one)), abs=1e-4)
+    assert both.item() == pytest.approx(sum(loss.item() for loss in one), abs=1e-4)
 
 
 def soft_batch(model, processor):
@@ -355,7 +381,7 @@ def test_identifiers_of_another_catalogue_are_refused(tiny_idgenrec, id_processo
     model, processor = tiny_idgenrec(), id_processor()
     RecommendationPipeline(model=model, processor=processor, task=TASK).save_pretrained(tmp_path)
     Catalog(list(processor.catalog)[::-1]).save(tmp_path / "catalog")
-    with pytest.raises(ValueError, match="belong to the catalogue"):
+    with pytest.raises(ValueError, match="another checkpoint's"):
         genrec_hub.load(tmp_path)
 
 

@@ -56,7 +56,7 @@ def test_generator_text_names_no_field():
     item = Item("1", text="title: Lip Balm; brand: na; categories: Beauty, Lips; price: 3.99; description: soft; salesrank: Beauty 3")
     assert generator_text(item) == "Lip Balm. . Beauty, Lips. 3.99. soft. Beauty 3"
     full = Item("1", "Iron Kettle", "Okapi", "Kitchen > Tea", "For tea.", "9")
-    assert generator_text(full) == "Iron Kettle. Okapi. Tea. Kitchen. For tea"
+    assert generator_text(full) == "Iron Kettle. Okapi. Tea. Kitchen"
     assert generator_text(Item("id-7", "...")) == "id-7"
     assert generator_text(Item("id-7", "Note: all categories, any brand")) == "Note: all categories, any brand"
 

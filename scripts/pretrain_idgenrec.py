@@ -1,0 +1,170 @@
+"""Foundation IDGenRec on fused domains: tokenizer and generator from their texts, IDs for every catalogue, a recommender on all histories.
+
+    python scripts/pretrain_idgenrec.py --source ../shared/data --output runs/idgenrec
+
+Test domains are not read but for their user ids, which are left out of the training domains. The checkpoint carries the sample shop's
+catalogue, never that of a training domain. Every phase resumes with --resume.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pretrain_setrec import TEST, TRAIN, fuse, users_of
+from transformers import EarlyStoppingCallback, set_seed
+
+from genrec_hub import Catalog, Domain, IDGenRecConfig, IDGenRecModel, IDGenRecProcessor
+from genrec_hub.phrases import generator_text, salient_words
+from genrec_hub.recipes_idgenrec import small_language_models, small_tokenizer, train_writer
+from genrec_hub.training import run, training_arguments
+from genrec_hub.training_idgenrec import PackedRecommenderTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Parses the command line and trains."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, required=True, help="folder of prepared domains")
+    parser.add_argument("--train", default=TRAIN, help="comma-separated domains")
+    parser.add_argument("--validation", default="lastfm_artists")
+    parser.add_argument("--without-users", default=TEST, help="domains whose user ids may not occur in training; the rest is not read")
+    parser.add_argument("--catalog", type=Path, default=Path(__file__).parent.parent / "genrec_hub" / "shop.jsonl")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--writer-epochs", type=int, default=3)
+    parser.add_argument("--writer-rate", type=float, default=2e-3)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--patience", type=int, default=3, help="epochs without a better validation after which a run ends")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--quota", type=int, default=3000, help="users of a domain in one epoch, at the most")
+    parser.add_argument("--max-text", type=int, default=48, help="tokens of an item's text that the generator reads")
+    parser.add_argument("--max-items", type=int, default=20, help="history items that the recommender reads")
+    parser.add_argument("--config", type=json.loads, default={}, help="JSON of further IDGenRecConfig values")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true")
+    chosen = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    start, cpu = time.time(), time.process_time()
+
+    names = chosen.train.split(",")
+    forbidden = {user for name in filter(None, chosen.without_users.split(",")) for user in users_of(chosen.source / name)}
+    domains = [Domain.from_folder(chosen.source / name, check_order=False) for name in names]
+    sequences, domain_of, left_out = fuse(domains, forbidden)
+    logger.info("%d domains, %d items, %d users; %d users of test domains left out", len(domains), len(domain_of), len(sequences), left_out)
+    held, shop = Domain.from_folder(chosen.source / chosen.validation), Catalog.from_file(chosen.catalog)
+
+    with redirect_stdout(sys.stderr):
+        set_seed(chosen.seed)
+        model, bare, written = writer(chosen, [domain.catalog for domain in domains])
+        model.eval()
+        processors = [identified(chosen, model, bare, name, domain.catalog) for name, domain in zip(names, domains, strict=True)]
+        validation = identified(chosen, model, bare, chosen.validation, held.catalog)
+        trainer = recommender(chosen, model, processors, validation, held, sequences, domain_of)
+        before = trainer.rank_validation()
+        logger.info("untrained, on %s: %s", chosen.validation, before)
+        run(trainer, chosen.resume)
+        penalties = trainer.choose_length_penalty()
+    entries = np.bincount(domain_of[sequences.items[sequences.offsets[:-1]]], minlength=len(domains))
+    report: dict[str, Any] = {
+        "command": " ".join(sys.argv),
+        "train": {name: {"users": int(n), "items": len(d.catalog)} for name, n, d in zip(names, entries, domains, strict=True)},
+        "validation_domain": chosen.validation,
+        "writer": written,
+        "untrained": before,
+        "validation": trainer.rank_validation(),
+        "length_penalty": penalties,
+        "curve": [{k: e[k] for k in ("epoch", "eval_hr@10", "eval_ndcg@10")} for e in trainer.state.log_history if "eval_ndcg@10" in e],
+        "seconds": round(time.time() - start),
+        "cpu_seconds": round(time.process_time() - cpu),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    model.eval().save_pretrained(chosen.output)
+    bare.with_catalog(shop, model=model).save_pretrained(chosen.output)
+    (chosen.output / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report))
+
+
+def writer(chosen: argparse.Namespace, catalogs: list[Catalog]) -> tuple[IDGenRecModel, IDGenRecProcessor, dict[str, Any]]:
+    """The model with a generator that has learned to write, a processor without a catalogue, and the phase's report; kept for --resume."""
+    place = chosen.output / "checkpoints" / "writer"
+    if chosen.resume and (place / "training.json").is_file():
+        report = json.loads((place / "training.json").read_text())
+        return IDGenRecModel.from_pretrained(place), IDGenRecProcessor.from_pretrained(place), report
+    texts = [text for catalog in catalogs for text in (*map(generator_text, catalog), *salient_words(catalog))]
+    tokenizer = small_tokenizer(texts, chosen.vocabulary)
+    settings = {
+        "normalizer": "tree",
+        "own_words": True,
+        "length_penalty": 0.0,
+        "max_length": 16,
+        "dropout": 0.1,
+        "groups": 6,
+        **chosen.config,
+    }
+    parts = small_language_models(len(tokenizer), chosen.hidden, chosen.layers, settings["dropout"])
+    model = IDGenRecModel(IDGenRecConfig(**parts, **settings))
+    bare = IDGenRecProcessor(tokenizer, max_items=chosen.max_items, max_text=chosen.max_text)
+    report = train_writer(model, bare, catalogs, place / "run", chosen.writer_epochs, chosen.resume, chosen.seed, rate=chosen.writer_rate)
+    model.save_pretrained(place)
+    bare.save_pretrained(place)
+    (place / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    return model, bare, report
+
+
+def identified(chosen: argparse.Namespace, model: IDGenRecModel, bare: IDGenRecProcessor, name: str, catalog: Catalog) -> IDGenRecProcessor:
+    """The processor of a catalogue with the IDs that the generator writes; kept for --resume."""
+    place = chosen.output / "checkpoints" / name
+    if chosen.resume and (place / "processor_config.json").is_file():
+        return IDGenRecProcessor.from_pretrained(place)
+    start = time.process_time()
+    processor = bare.with_catalog(catalog, model=model)
+    logger.info("%s: %d IDs in %.0f s, such as %s", name, len(catalog), time.process_time() - start, processor.identifiers.texts[:5])
+    processor.save_pretrained(place)
+    return processor
+
+
+def recommender(
+    chosen: argparse.Namespace,
+    model: IDGenRecModel,
+    processors: list[IDGenRecProcessor],
+    validation: IDGenRecProcessor,
+    held: Domain,
+    sequences: Any,
+    domain_of: np.ndarray,
+) -> PackedRecommenderTrainer:
+    """The trainer of the recommender on all domains; a batch is of one domain."""
+    entries = np.bincount(domain_of[sequences.items[sequences.offsets[:-1]]], minlength=len(processors))
+    steps = int((np.minimum(entries, chosen.quota) // chosen.batch).sum())
+    return PackedRecommenderTrainer(
+        model,
+        training_arguments(
+            chosen.output / "checkpoints" / "recommender",
+            epochs=chosen.epochs,
+            batch=chosen.batch,
+            rate=chosen.rate,
+            steps_per_epoch=max(1, steps),
+            seed=chosen.seed,
+            weight_decay=0.01,
+        ),
+        processor=processors,
+        validation_processor=validation,
+        sequences=sequences,
+        validation=held.split().test,
+        domains=domain_of,
+        quota=chosen.quota,
+        callbacks=[EarlyStoppingCallback(chosen.patience)],
+    )
+
+
+if __name__ == "__main__":
+    main()
