@@ -267,9 +267,8 @@ def demo(model: Model = DEFAULT_MODEL, as_json: Json = False) -> None:
             from .demo import launch
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"The app needs {error.name}: pip install 'genrec_hub[demo]'") from None
-        from .demo_models import open_model
 
-        launch(None if model == DEFAULT_MODEL else {model: lambda: open_model(model)})
+        launch(None if model == DEFAULT_MODEL else model)
 
 
 @app.command()

@@ -5,6 +5,7 @@ loaded at its first use, which `launch` brings forward in a background thread.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from threading import Thread
 from typing import Literal, cast
@@ -17,7 +18,7 @@ from .demo_catalogue import CatalogueTab
 from .demo_compare import compare_tab
 from .demo_endpoints import endpoints
 from .demo_learn import learn_tab
-from .demo_models import PRETRAINED, Lazy, Loaders, lazy_models, warm_up
+from .demo_models import PRETRAINED, Lazy, Loaders, lazy_models, open_model, warm_up
 from .demo_panel import html
 from .demo_recommend import recommend_tab
 from .demo_texts import ABOUT, API_HELP, model_card, snippets
@@ -25,17 +26,17 @@ from .demo_theme import SCRIPT, STYLES, theme
 from .demo_uploads import MAX_BYTES
 
 
-def launch(models: Loaders | None = None, **options: object) -> tuple[object, str, str]:
+def launch(models: Loaders | str | None = None, **options: object) -> tuple[object, str, str]:
     """Builds the demo, starts to load the models beside it, and serves it.
 
     Args:
-        models: short name -> function that loads the recommender; the embedded checkpoints when left out.
+        models: short name -> function that loads the recommender, or the name or folder of one checkpoint; the embedded ones when left out.
         **options: what `gr.Blocks.launch` takes; the address is left to GRADIO_SERVER_NAME and GRADIO_SERVER_PORT.
 
     Returns:
         What `gr.Blocks.launch` returns: the app, its local address, its public address.
     """
-    lazy = lazy_models(models)
+    lazy = lazy_models({models: partial(open_model, models)} if isinstance(models, str) else models)
     Thread(target=warm_up, args=(list(lazy.values()),), daemon=True, name="warm-up").start()
     demo = build_demo(lazy)
     demo.queue(default_concurrency_limit=4, max_size=200)

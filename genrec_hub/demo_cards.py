@@ -220,7 +220,7 @@ def _card(card: RecommendationFields, height: float, said: Collection[str], fres
     return (
         f'<li class="gh-card"><span class="gh-rank" role="img" aria-label="Rank {card["rank"]}">{card["rank"]}</span><div class="gh-body">'
         f'<div class="gh-head"><h3 dir="auto">{escape(item["title"])}</h3>{price}</div>'
-        f'<p class="gh-meta" dir="auto">{meta(item)}{badge}</p>'
+        f'<p class="gh-meta" dir="auto">{meta(item)} {badge}</p>'
         f'{score}<span class="gh-track"><span style="width:{height:.1%}">{bar}</span></span>'
         f'<span class="gh-number">{number}</span></div>{shown}{_reason(card["because"])}</div></li>'
     )
