@@ -31,7 +31,10 @@ class SETRecConfig(PreTrainedConfig):
         scale: starting value of the factor on normalised scores, learned per slot ("slot") or for the set ("joint").
         fused_loss: share of the loss on the fused score; 0 = the paper's mean over slots.
         residual: add the recency-weighted sum of the history's own tokens to the generated ones (a dot-product text-kNN to start from).
-        decay: starting value of the residual's recency rate.
+        decay: starting value of the residual's recency rate. Several rates give several sums, from which the backbone's answer mixes the
+            residual of each history and slot: evenly at first.
+        prior: add a learned token set of its own to every answer, whatever the history: what is recommended more or less often than its
+            likeness says. It starts at zero, see `SETRecModel.set_prior`.
         grounding: "latent", "token", or "auto" (the narrower one).
         catalog_fingerprint: the catalogue that CF vectors and validation choices belong to; "" = any.
         format_version: of the checkpoint.
@@ -58,7 +61,8 @@ class SETRecConfig(PreTrainedConfig):
     scale: float = 10.0
     fused_loss: float = 0.0
     residual: bool = False
-    decay: float = 0.3
+    decay: float | list[float] | tuple[float, ...] = 0.3
+    prior: bool = False
     grounding: str = "auto"
     initializer_range: float = 0.02
     catalog_fingerprint: str = ""

@@ -6,9 +6,10 @@ Dims: B batch · L items in a history · V catalogue size · S width of the text
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -81,39 +82,34 @@ def evaluate(
     """
     start = time.perf_counter()
     split = split or domain.split(protocol)
-    cases = split.cases(stage).sample(max_users, seed)
-    if not len(cases):
+    asked, repeat_targets = ask(split.cases(stage).sample(max_users, seed), exclude_seen)
+    if not len(asked) and not repeat_targets:
         raise ValueError(f"No user has a {stage} target under {protocol}: leave-one-out needs users with at least 3 interactions.")
-    asked, repeat_targets = _ask(cases, exclude_seen)
-    counts = split.popularity(len(domain.catalog))
     trained = SASRecRanker.from_folder(sasrec, domain.catalog) if isinstance(sasrec, str | Path) else sasrec
     rankers: dict[str, Ranker] = {}
     if model is not None:
-        rankers["model"] = _ranker_of(model, domain, split, zero_shot, exclude_seen)
+        rankers["model"] = ranker_of(model, domain, split, zero_shot, exclude_seen)
     if baselines or model is None:
-        vectors = _vectors(domain.catalog) if vectors is None else vectors
+        vectors = text_vectors(domain.catalog) if vectors is None else vectors
         rankers |= baseline_rankers(split, vectors, repeat_last=not exclude_seen)
     if trained is not None:
         rankers["sasrec"] = trained
-    size, several = len(domain.catalog), bool((asked.targets.lengths > 1).any())
-    answers = rank(rankers, asked, size, exclude_seen, batch_size)
+    counts = split.popularity(len(domain.catalog))
+    rooms = {"warm": counts > 0, "cold": counts == 0}
+    asked_cold = rooms["cold"][np.unique(asked.targets.items)].any()
+    answers = rank(rankers, asked, len(domain.catalog), exclude_seen, batch_size, rooms if asked_cold else {})
     if vectors is None:
-        vectors = _vectors(domain.catalog, np.unique(np.concatenate([answer.lists.ravel() for answer in answers.values()])))
-    tables = {name: _summary(answer, vectors, several) for name, answer in answers.items()}
-    own = answers.get("model")
-    groups = {} if own is None else {name: own.only(mask) for name, mask in _groups(own, counts).items()}
+        named = [part.lists.ravel() for answer in answers.values() for part in (answer, *answer.among.values())]
+        vectors = text_vectors(domain.catalog, np.unique(np.concatenate(named)))
     return {
         "protocol": protocol,
         "zero_shot": zero_shot,
         "exclude_seen": exclude_seen,
         "repeat_targets": repeat_targets,
         "users": len(asked),
-        "items": size,
+        "items": len(domain.catalog),
         "seed": seed,
-        "metrics": tables.pop("model", {}),
-        "ci": {} if own is None else _intervals(metrics.per_user(own.ranks), bootstrap, seed),
-        "baselines": tables,
-        "groups": {name: {**_summary(group, vectors, several), "users": len(group.ranks)} for name, group in groups.items()},
+        **report(answers, counts, vectors, bootstrap, seed),
         "seconds": round(time.perf_counter() - start, 2),
         "model": _name(model),
         "fingerprint": domain.catalog.fingerprint,
@@ -123,11 +119,15 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Answer:
-    """What a ranker said: per user the targets, best first, their ranks, and the list of the first items."""
+    """What a ranker said: per user the targets, best first, their ranks, and the list of the first items.
+
+    `among` holds what it says of the users with a target in a room of the catalogue when nothing outside that room can be recommended.
+    """
 
     targets: list[np.ndarray]
     ranks: list[np.ndarray]
     lists: np.ndarray
+    among: Mapping[str, "Answer"] = field(default_factory=dict)
 
     def only(self, mask: np.ndarray) -> "Answer":
         """Returns the targets of the items in `mask` with the users that have one; ranks stay among all items. Shape: mask (V,)."""
@@ -137,7 +137,14 @@ class Answer:
 
 
 @torch.no_grad()
-def rank(rankers: Mapping[str, Ranker], cases: Cases, size: int, exclude_seen: bool = True, batch_size: int = 256) -> dict[str, Answer]:
+def rank(
+    rankers: Mapping[str, Ranker],
+    cases: Cases,
+    size: int,
+    exclude_seen: bool = True,
+    batch_size: int = 256,
+    rooms: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> dict[str, Answer]:
     """Asks every ranker about every user; users with histories of like length share a batch.
 
     Items without a score (NaN or -inf) come last, tied, and never in a list.
@@ -148,12 +155,13 @@ def rank(rankers: Mapping[str, Ranker], cases: Cases, size: int, exclude_seen: b
         size: items in the catalogue.
         exclude_seen: items of a history are not ranked.
         batch_size: histories at once, at the most.
+        rooms: name -> (V,) true for the items of a room; each is also ranked by itself, with the targets that lie in it. Source: SETRec's
+            warm and cold rows, in which the other items' scores are set to -1e16.
     """
     users = len(cases)
     order = np.argsort(cases.histories.lengths, kind="stable")
     step = max(1, min(batch_size, CELLS // max(1, size)))
-    best, ranks = ({name: [np.zeros(0, np.int64)] * users for name in rankers} for _ in range(2))
-    lists = {name: np.full((users, TOP), -1, np.int64) for name in rankers}
+    sheets = {name: {room: _Sheet(users) for room in ("", *rooms)} for name in rankers}
     for start in tqdm(range(0, users, step), "evaluate", unit="batch", disable=None):
         batch = order[start : start + step]
         histories = [cases.histories[user] for user in batch]
@@ -166,15 +174,35 @@ def rank(rankers: Mapping[str, Ranker], cases: Cases, size: int, exclude_seen: b
                     f"The ranker {name!r} gave scores of shape {tuple(given.shape)}, not {len(batch)} histories x {size} items."
                 )
             scores = torch.nan_to_num(given.detach().float().cpu(), nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-            for row, (user, own) in enumerate(zip(batch, targets, strict=True)):
-                best[name][user] = own[torch.argsort(scores[row, own], descending=True, stable=True).numpy()]
-            for user, places in zip(batch, metrics.target_ranks(scores, targets, seen), strict=True):
-                ranks[name][user] = places
-            lists[name][batch, : min(TOP, size)] = _top(scores, seen)
-    return {name: Answer(best[name], ranks[name], lists[name]) for name in rankers}
+            for room, inside in rooms.items():
+                shut = scores.masked_fill(torch.from_numpy(~inside), -math.inf)
+                sheets[name][room].fill(batch, shut, [own[inside[own]] for own in targets], seen)
+            sheets[name][""].fill(batch, scores, targets, seen)
+    return {name: own.pop("").answer({room: sheet.answer() for room, sheet in own.items()}) for name, own in sheets.items()}
 
 
-def _ask(cases: Cases, exclude_seen: bool) -> tuple[Cases, int]:
+class _Sheet:
+    """Collects an `Answer` batch by batch; users without a target are left out of it."""
+
+    def __init__(self, users: int) -> None:
+        self.best, self.ranks = ([np.zeros(0, np.int64)] * users for _ in range(2))
+        self.lists = np.full((users, TOP), -1, np.int64)
+
+    def fill(self, batch: np.ndarray, scores: torch.Tensor, targets: Sequence[np.ndarray], seen: Sequence[np.ndarray] | None) -> None:
+        """Takes the answers to a batch of users in; changes `scores`. Shape: batch (B,), scores (B, V)."""
+        for row, (user, own) in enumerate(zip(batch, targets, strict=True)):
+            self.best[user] = own[torch.argsort(scores[row, own], descending=True, stable=True).numpy()]
+        for user, places in zip(batch, metrics.target_ranks(scores, targets, seen), strict=True):
+            self.ranks[user] = places
+        self.lists[batch, : min(TOP, scores.shape[1])] = _top(scores, seen)
+
+    def answer(self, among: Mapping[str, Answer] = MappingProxyType({})) -> Answer:
+        """What was collected."""
+        rows = [row for row, own in enumerate(self.ranks) if len(own)]
+        return Answer([self.best[row] for row in rows], [self.ranks[row] for row in rows], self.lists[rows], among)
+
+
+def ask(cases: Cases, exclude_seen: bool) -> tuple[Cases, int]:
     """Keeps distinct targets, not seen before when seen items are excluded; counts the users who had seen all of theirs."""
     kept, targets, repeats = [], [], 0
     for row in range(len(cases)):
@@ -190,7 +218,8 @@ def _ask(cases: Cases, exclude_seen: bool) -> tuple[Cases, int]:
     return Cases(cases.users[rows], Sequences.of([cases.histories[row] for row in kept]), Sequences.of(targets)), repeats
 
 
-def _ranker_of(model: Ranker | Rankable, domain: Domain, split: Split, zero_shot: bool, exclude_seen: bool) -> Ranker:
+def ranker_of(model: Ranker | Rankable, domain: Domain, split: Split, zero_shot: bool, exclude_seen: bool) -> Ranker:
+    """What scores a domain: the model itself, or what it makes of itself; zero-shot it is shown nothing but the catalogue."""
     if isinstance(model, Rankable):
         bare = Domain(domain.catalog, [], Sequences.of([]))
         return model.ranker(bare, None, True, exclude_seen) if zero_shot else model.ranker(domain, split, False, exclude_seen)
@@ -199,13 +228,43 @@ def _ranker_of(model: Ranker | Rankable, domain: Domain, split: Split, zero_shot
     raise ValueError(f"A {type(model).__name__} can't be evaluated: it has neither scores(histories) nor ranker(domain, split, zero_shot).")
 
 
-def _groups(answer: Answer, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Masks over the items: warm, cold, and bins of the training count; groups without a target are left out."""
+def report(
+    answers: Mapping[str, Answer], counts: np.ndarray, vectors: np.ndarray, bootstrap: int = 1000, seed: int = 0
+) -> dict[str, object]:
+    """Returns what a table shows: `metrics` and `ci` of the row "model", `baselines` of the others, `groups` of targets with both.
+
+    Args:
+        answers: row -> answers of the same users.
+        counts: (V,) how often each item occurs in training.
+        vectors: (V, S) unit vectors for the diversity of the lists.
+        bootstrap: resamples per interval.
+        seed: of the intervals.
+    """
+    several = any(len(own) > 1 for answer in answers.values() for own in answer.targets)
+    tables = {name: _summary(answer, vectors, several) for name, answer in answers.items()}
+    groups: dict[str, dict[str, Any]] = {}
+    for name, answer in answers.items():
+        for group, part in _parts(answer, counts).items():
+            row = groups.setdefault(group, {"users": len(part.ranks), "baselines": {}})
+            summary = _summary(part, vectors, several)
+            row.update(summary if name == "model" else {"baselines": {**row["baselines"], name: summary}})
+    own = answers.get("model")
+    return {
+        "metrics": tables.pop("model", {}),
+        "ci": {} if own is None else _intervals(metrics.per_user(own.ranks), bootstrap, seed),
+        "baselines": tables,
+        "groups": groups,
+    }
+
+
+def _parts(answer: Answer, counts: np.ndarray) -> dict[str, Answer]:
+    """The answer by groups of its targets: warm, cold, bins of the training count, ranked among all items; then each room by itself."""
     masks = {"warm": counts > 0, "cold": counts == 0}
     for low, high in BINS:
         masks[f"train count {low}-{high}" if high else f"train count {low}+"] = (counts >= low) & (counts <= (high or np.inf))
     asked = np.unique(Sequences.of(answer.targets).items)
-    return {name: mask for name, mask in masks.items() if mask[asked].any()}
+    parts = {name: answer.only(mask) for name, mask in masks.items() if mask[asked].any()}
+    return parts | {f"{room} among {room}": part for room, part in answer.among.items() if part.ranks}
 
 
 def _top(scores: torch.Tensor, seen: Sequence[np.ndarray] | None) -> np.ndarray:
@@ -224,7 +283,7 @@ def _diversity(lists: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return out
 
 
-def _vectors(catalog: Catalog, rows: np.ndarray | None = None) -> np.ndarray:
+def text_vectors(catalog: Catalog, rows: np.ndarray | None = None) -> np.ndarray:
     """MiniLM vectors of the lines, zeros outside `rows` when only those are needed. Shape: -> (V, S)."""
     rows = np.arange(len(catalog)) if rows is None else rows[rows >= 0]
     with tqdm(desc="encode the catalogue", unit=" lines", disable=None) as bar:

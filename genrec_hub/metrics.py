@@ -100,3 +100,31 @@ def bootstrap_interval(values: np.ndarray, samples: int = 1000, seed: int = 0, l
     means = np.array([values[rng.integers(0, len(values), len(values))].mean() for _ in range(samples)])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return (float(low), float(high))
+
+
+def paired_difference(
+    ours: np.ndarray, theirs: np.ndarray, samples: int = 1000, seed: int = 0, level: float = 0.95
+) -> dict[str, float | list[float] | None]:
+    """Compares two rows on the same users: difference and ratio of the means, each with a percentile interval over resampled users.
+
+    A resample draws users, so both rows rise and fall together with the users that are easy: the interval is narrower than those of
+    the rows. No ratio where theirs may be 0. Source: Efron 1979; Sakai, SIGIR 2006, for paired bootstrap of ranking metrics.
+
+    Shape: ours (users,), theirs (users,), parallel.
+    """
+    if len(ours) != len(theirs) or not len(ours):
+        raise ValueError(f"Rows of {len(ours)} and {len(theirs)} users can't be compared in pairs: both should answer the same users.")
+    rng = np.random.default_rng(seed)
+    means = np.empty((samples, 2))
+    for sample in range(samples):
+        users = rng.integers(0, len(ours), len(ours))
+        means[sample] = ours[users].mean(), theirs[users].mean()
+
+    bounds = [(1 - level) / 2, (1 + level) / 2]
+    known = bool((means[:, 1] > 0).all())
+    return {
+        "difference": float(ours.mean() - theirs.mean()),
+        "ci": [float(bound) for bound in np.quantile(means[:, 0] - means[:, 1], bounds)],
+        "ratio": float(ours.mean() / theirs.mean()) if known else None,
+        "ratio_ci": [float(bound) for bound in np.quantile(means[:, 0] / means[:, 1], bounds)] if known else None,
+    }

@@ -115,7 +115,10 @@ class SETRecModel(HubModel, PreTrainedModel):
         self.queries = nn.Parameter(torch.empty(config.tokens, width))
         scales = {"none": 0, "slot": config.tokens, "joint": 1}[config.normalize]
         self.log_scale = nn.Parameter(torch.empty(scales)) if scales else None
-        self.log_decay = nn.Parameter(torch.empty(config.tokens)) if config.residual else None
+        rates = () if isinstance(config.decay, float) else (len(config.decay),)
+        self.log_decay = nn.Parameter(torch.empty(*rates, config.tokens)) if config.residual else None
+        self.mixture = nn.Linear(width, *rates) if config.residual and rates else None
+        self.prior = nn.Parameter(torch.empty(config.tokens, width)) if config.prior else None
         self.gate = nn.Parameter(torch.empty(config.tokens, width)) if config.residual else None
         self.post_init()
         if config.lora is not None:  # after post_init: adapters start as peft makes them, at no change
@@ -127,8 +130,14 @@ class SETRecModel(HubModel, PreTrainedModel):
             if module.log_scale is not None:
                 init.constant_(module.log_scale, float(torch.tensor(self.config.scale).log()))
             if module.log_decay is not None and module.gate is not None:
-                init.constant_(module.log_decay, float(torch.tensor(self.config.decay).log()))
+                rates = torch.tensor(self.config.decay).log()
+                init.copy_(module.log_decay, rates[..., None].expand_as(module.log_decay))
                 init.constant_(module.gate, 0.01)
+            if module.mixture is not None:
+                init.zeros_(module.mixture.weight)
+                init.zeros_(module.mixture.bias)
+            if module.prior is not None:
+                init.zeros_(module.prior)
         elif isinstance(module, TokenizerLinear):
             (init.orthogonal_ if module.orthogonal else init.xavier_normal_)(module.weight)
             init.zeros_(module.bias)
@@ -229,8 +238,10 @@ class SETRecModel(HubModel, PreTrainedModel):
         layout = arrange(item_mask, *sizes, packed, self._token_mask(item_mask, has_cf), config.mask == "released")
         generated = self._generate(tokens, layout)
         if self.gate is not None:
-            generated = generated * self.gate + self._residual(tokens, item_mask, has_cf, packed)
+            generated = generated * self.gate + self._residual(generated, tokens, item_mask, has_cf, packed)
         generated = self._scaled(generated)
+        if self.prior is not None:
+            generated = generated + self.prior
         output = SETRecOutput(tokens=generated, asked=layout.asked)
         if labels is not None and candidates is not None:
             keep = (labels >= 0) & layout.asked
@@ -264,17 +275,25 @@ class SETRecModel(HubModel, PreTrainedModel):
         answers = read(self.backbone, layout, items, prompt, response, self.queries.to(tokens.dtype) * scale)
         return F.dropout(answers, config.dropout, self.training)
 
-    def _residual(self, tokens: torch.Tensor, item_mask: torch.Tensor, has_cf: torch.Tensor | None, packed: bool) -> torch.Tensor:
-        """The recency-weighted sum of the history's own tokens, exp(-rate x ago). Shape: tokens (B, L, Q, D) -> (B, A, Q, D)."""
+    def _residual(
+        self, answers: torch.Tensor, tokens: torch.Tensor, item_mask: torch.Tensor, has_cf: torch.Tensor | None, packed: bool
+    ) -> torch.Tensor:
+        """The recency-weighted sum of the history's own tokens, exp(-rate x ago); of several rates a mixture that the answers choose.
+
+        Shape: answers (B, A, Q, D), tokens (B, L, Q, D) -> (B, A, Q, D).
+        """
         assert self.log_decay is not None
         length = item_mask.shape[1]
         ends = torch.arange(length + 1, device=tokens.device) if packed else torch.tensor([length], device=tokens.device)
         ago = ends[:, None] - 1 - torch.arange(length, device=tokens.device)[None, :]
-        weight = torch.exp(-self.log_decay.exp()[:, None, None] * ago.clamp(min=0)) * (ago >= 0)
+        weight = torch.exp(-self.log_decay.exp()[..., None, None] * ago.clamp(min=0)) * (ago >= 0)
         real = item_mask[:, :, None].expand(-1, -1, self.config.tokens)
         mask = self._token_mask(item_mask, has_cf)
-        real = real if mask is None else real & mask
-        return torch.einsum("qal,blq,blqd->baqd", weight.to(tokens.dtype), real.to(tokens.dtype), tokens)
+        real = (real if mask is None else real & mask).to(tokens.dtype)
+        if self.mixture is None:
+            return torch.einsum("qal,blq,blqd->baqd", weight.to(tokens.dtype), real, tokens)
+        share = self.mixture(answers).softmax(-1)
+        return torch.einsum("baqr,rqal,blq,blqd->baqd", share, weight.to(tokens.dtype), real, tokens)
 
     def _scaled(self, generated: torch.Tensor) -> torch.Tensor:
         """Brings generated tokens to the length that scores them. Shape: (B, A, Q, D) -> same."""
@@ -361,6 +380,21 @@ class SETRecModel(HubModel, PreTrainedModel):
         """
         index = self.index(**dict[str, Any](features)) if index is None else index
         return self.ground(self.recommend_tokens(histories, features)) @ index.T
+
+    @torch.no_grad()
+    def set_prior(self, direction: torch.Tensor) -> None:
+        """Lets the prior score items by `direction . semantic` from now on. Exact for a linear text map that loses nothing.
+
+        Shape: direction (S,).
+
+        Raises:
+            ValueError: without a prior, or when the text map is not linear.
+        """
+        if self.prior is None or self.config.semantic_widths:
+            raise ValueError("Only a model with prior=True and a linear text map (semantic_widths=[]) can be given a prior.")
+        back = torch.linalg.pinv(self.semantic.last.weight.T.double()) @ direction.double()
+        weights = self.slot_weights(self.prior)[int(self.config.has_cf) :, None].clamp(min=1e-6)
+        self.prior[int(self.config.has_cf) :] = back.to(self.prior).view(self.semantic.shape) / weights
 
     # Grounding
 

@@ -21,12 +21,17 @@ from .checkpoint import SIDECARS, HubProcessor, read_arrays, seal, write_arrays
 from .grounding import top_k
 from .history import History
 from .modeling_setrec import SETRecModel
-from .semantic import DEFAULT_ENCODER, MAX_TOKENS, TextEncoder
+from .semantic import DEFAULT_ENCODER, MAX_TOKENS, TextEncoder, crowding, ridge
+from .spelling import rarity, spell
 from .text import typical_words
 from .timing import stage
 
 logger = logging.getLogger(__name__)
 
+OF_THE_CATALOG = ("centre", "rarity", "cf_from_text")
+"""Features that belong to the catalogue as a whole."""
+CROWDING = np.float32(0.1)
+"""Length of the crowding number beside the unit vectors: small, so that likeness hardly sees it; the model's prior does."""
 NEIGHBOURS = 6
 """Items whose words label a token."""
 LABEL_POOL = 20_000
@@ -41,12 +46,15 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
 
     Args:
         catalog: the items that can be recommended; may be empty (then a catalogue is given at call time).
-        features: `semantic` (V, S) centred unit vectors, `centre` (S,), and with CF tokens `cf` (V, C), `has_cf` (V,).
+        features: `semantic` (V, S) centred unit vectors, `centre` (S,), with spelling vectors `rarity`, and with CF tokens `cf` (V, C),
+            `has_cf` (V,).
             Computed with the encoder when None.
         encoder: name of the sentence encoder (`pypi:<package>`, a folder, or a Hub name).
         max_tokens: where the encoder cuts a text.
         max_items: items of a history that are read, the last ones.
         progress: called with (done, total) while texts are encoded.
+        spelling: width of the spelling vectors that stand behind the encoder's in `semantic`; 0 = none.
+        crowding: one more number in `semantic`, how close the nearest other items are (see `semantic.crowding`).
     """
 
     def __init__(
@@ -57,8 +65,11 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         max_tokens: int = MAX_TOKENS,
         max_items: int = 50,
         progress: Progress | None = None,
+        spelling: int = 0,
+        crowding: bool = False,
     ) -> None:
         self.catalog = Catalog(()) if catalog is None else catalog
+        self.spelling, self.crowding = spelling, crowding
         self.encoder = encoder if isinstance(encoder, TextEncoder) else TextEncoder(encoder, max_tokens)
         self.max_items = max_items
         self._features = dict(features) if features is not None else None
@@ -78,8 +89,7 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
     def features(self) -> dict[str, torch.Tensor]:
         """The model's view of the catalogue: semantic (V, S), and with CF vectors cf (V, C) and has_cf (V,)."""
         if self._tensors is None:
-            arrays = self._arrays()
-            self._tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items() if name != "centre"}
+            self._tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in self._item_arrays().items()}
         return self._tensors
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -87,20 +97,36 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
             raise ValueError("This checkpoint carries no catalogue: give one, for instance catalog=Catalog.from_file('items.csv').")
         return self._features
 
-    def _encode(self, items: Sequence[Item], centre: np.ndarray | None, progress: Progress | None) -> dict[str, np.ndarray]:
-        """Encodes items; the centre is that of the items when none is given (design decision 10)."""
-        vectors = self.encoder.encode([item.line for item in items], progress)
-        if centre is None:
+    def _item_arrays(self) -> dict[str, np.ndarray]:
+        return {name: values for name, values in self._arrays().items() if name not in OF_THE_CATALOG}
+
+    def _encode(self, items: Sequence[Item], known: Mapping[str, np.ndarray] | None, progress: Progress | None) -> dict[str, np.ndarray]:
+        """Encodes items by what is known of their catalogue; as a catalogue of their own when nothing is (design decision 10)."""
+        lines, found = [item.line for item in items], {}
+        parts = [self.encoder.encode(lines, progress)]
+        if self.spelling:
+            found["rarity"] = rarity(lines) if known is None else known["rarity"]
+            parts.append(spell(lines, found["rarity"], self.spelling))
+        if known is None:
             # One item has no centre but itself, which would leave nothing of it.
-            centre = vectors.mean(0) if len(vectors) > 1 else np.zeros(vectors.shape[1], np.float32)
-        moved = vectors - centre
-        return {"semantic": moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-9), "centre": centre}
+            means = [part.mean(0) if len(part) > 1 else np.zeros(part.shape[1], np.float32) for part in parts]
+            found["centre"] = np.concatenate(means)
+        else:
+            found["centre"] = known["centre"]
+        edges = np.cumsum([part.shape[1] for part in parts])[:-1]
+        moved = [part - centre for part, centre in zip(parts, np.split(found["centre"], edges), strict=True)]
+        units = [part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-9) for part in moved]
+        vectors = np.concatenate(units, 1) / np.float32(len(units) ** 0.5)
+        if self.crowding:
+            others = None if known is None else known["semantic"][:, :-1]
+            vectors = np.concatenate([vectors, CROWDING * crowding(vectors, others)[:, None]], 1)
+        return {**found, "semantic": vectors}
 
     # Catalogues
 
     def without_catalog(self) -> "SETRecProcessor":
         """Returns a processor that knows no items."""
-        return SETRecProcessor(None, None, self.encoder, max_items=self.max_items)
+        return self._with(None, None)
 
     def with_catalog(self, catalog: Catalog, progress: Progress | None = None, model: SETRecModel | None = None) -> "SETRecProcessor":
         """Returns a processor for another catalogue: zero-shot, without CF vectors, with a centre of its own.
@@ -118,25 +144,50 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
                 self.catalog.fingerprint[:12],
                 catalog.fingerprint[:12],
             )
-        return SETRecProcessor(catalog, None, self.encoder, max_items=self.max_items, progress=progress)
+        return self._with(catalog, None, progress)
+
+    def _with(
+        self, catalog: Catalog | None, features: Mapping[str, np.ndarray] | None, progress: Progress | None = None
+    ) -> "SETRecProcessor":
+        return SETRecProcessor(
+            catalog, features, self.encoder, self.encoder.max_tokens, self.max_items, progress, self.spelling, self.crowding
+        )
 
     def add_items(self, items: Iterable[Item], progress: Progress | None = None, model: SETRecModel | None = None) -> "SETRecProcessor":
         """Returns a processor whose catalogue has the items appended; nothing of the old items changes, the centre stays."""
         fresh = list(items)
         old = self._arrays()
-        new = self._encode(fresh, old["centre"], progress)
+        new = self._encode(fresh, old, progress)
         features = {**old, "semantic": np.concatenate([old["semantic"], new["semantic"]])}
         if "cf" in old:
             features["cf"] = np.concatenate([old["cf"], np.zeros((len(fresh), old["cf"].shape[1]), np.float32)])
             features["has_cf"] = np.concatenate([old["has_cf"], np.zeros(len(fresh), bool)])
-        return SETRecProcessor(self.catalog.add(fresh), features, self.encoder, max_items=self.max_items)
+            if "cf_from_text" in old:
+                features |= self._guessed(features, np.arange(len(features["cf"])) >= len(old["cf"]))
+        return self._with(self.catalog.add(fresh), features)
 
-    def with_cf(self, cf: np.ndarray, has_cf: np.ndarray | None = None) -> "SETRecProcessor":
-        """Returns a processor with CF vectors. Shape: cf (V, C), has_cf (V,) true where an item has interactions."""
+    def with_cf(self, cf: np.ndarray, has_cf: np.ndarray | None = None, guess: bool = False) -> "SETRecProcessor":
+        """Returns a processor with CF vectors.
+
+        Args:
+            cf: CF vectors.
+            has_cf: true where an item has interactions.
+            guess: items without a vector, those added later too, get one predicted from their text by ridge regression on the items that
+                have one. It is the shorter, the less the text says.
+
+        Shape: cf (V, C), has_cf (V,).
+        """
         known = np.ones(len(cf), bool) if has_cf is None else has_cf
-        return SETRecProcessor(
-            self.catalog, {**self._arrays(), "cf": cf * known[:, None], "has_cf": known}, self.encoder, max_items=self.max_items
-        )
+        features = {**self._arrays(), "cf": cf * known[:, None], "has_cf": known}
+        if guess:
+            features["cf_from_text"] = ridge(features["semantic"][known], cf[known])
+            features |= self._guessed(features, ~known)
+        return self._with(self.catalog, features)
+
+    def _guessed(self, features: Mapping[str, np.ndarray], unknown: np.ndarray) -> dict[str, np.ndarray]:
+        """CF vectors with those of the unknown items predicted. Shape: unknown (V,) -> cf (V, C), has_cf (V,)."""
+        guess = np.pad(features["semantic"], ((0, 0), (0, 1)), constant_values=1) @ features["cf_from_text"]
+        return {"cf": np.where(unknown[:, None], guess, features["cf"]), "has_cf": features["has_cf"] | unknown}
 
     # Histories
 
@@ -152,11 +203,11 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         if isinstance(histories, str):
             raise TypeError("The processor takes a list of histories: wrap the one history in a list.")
         read = [self.read(history)[-self.max_items :] for history in histories]
-        arrays = self._arrays()
+        arrays = self._item_arrays()
         typed = [match.item for own in read for match in own.matches if match.row is None]
-        words = iter(self._encode(typed, arrays["centre"], None)["semantic"] if typed else ())
+        words = iter(self._encode(typed, self._arrays(), None)["semantic"] if typed else ())
         length = max([1, *map(len, read)])
-        batch = {name: np.zeros((len(read), length, *v.shape[1:]), v.dtype) for name, v in arrays.items() if name != "centre"}
+        batch = {name: np.zeros((len(read), length, *v.shape[1:]), v.dtype) for name, v in arrays.items()}
         mask = np.zeros((len(read), length), bool)
         for row, own in enumerate(read):
             for column, match in enumerate(own.matches, length - len(own)):
@@ -373,7 +424,8 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
             write_arrays(folder / "catalog" / "features.safetensors", self._arrays(), self.catalog.fingerprint)
         encoder = self.encoder.save(folder / "encoder", whole=with_encoder)
         settings = {"encoder": encoder, "encoder_origin": self.encoder.origin, "max_tokens": self.encoder.max_tokens}
-        self.write_card(folder, {**settings, "max_items": self.max_items}, with_catalog)
+        own = {"max_items": self.max_items, "spelling": self.spelling, "crowding": self.crowding}
+        self.write_card(folder, {**settings, **own}, with_catalog)
         seal(folder, *SIDECARS)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
@@ -398,4 +450,5 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         encoder = TextEncoder(
             str(inside) if inside.is_dir() else str(card["encoder"]), card["max_tokens"], origin=card.get("encoder_origin", "")
         )
-        return cls(catalog, features, encoder, max_items=card["max_items"])
+        own = {"spelling": card.get("spelling", 0), "crowding": card.get("crowding", False)}
+        return cls(catalog, features, encoder, max_items=card["max_items"], **own)

@@ -19,7 +19,7 @@ from .configuration_setrec import SETRecConfig
 from .domain import Domain, Protocol, Sequences, Split
 from .modeling_sasrec import SASRecModel
 from .modeling_setrec import SETRecModel
-from .processing_setrec import SETRecProcessor
+from .processing_setrec import CROWDING, SETRecProcessor
 from .semantic import DEFAULT_ENCODER
 from .training import NextItemTrainer, SASRecTrainer, SETRecTrainer, run, training_arguments
 
@@ -102,10 +102,10 @@ def train_sasrec(domain: Domain, output: str | Path, settings: Settings = DEFAUL
         sequences=split.training,
         validation=split.validation if len(split.validation) else None,
         catalog_size=size,
-        negatives=_negatives(chosen, size),
+        negatives=negatives_of(chosen, size),
         max_items=model.config.max_length,
     )
-    return _finish(trainer, Path(output), chosen, resume, lambda: {})
+    return finish(trainer, Path(output), chosen, resume, lambda: {})
 
 
 def train_setrec(
@@ -120,6 +120,9 @@ def train_setrec(
     encoder: str = DEFAULT_ENCODER,
     progress: Progress | None = None,
     arguments: dict[str, Any] | None = None,
+    spelling: int = 0,
+    crowding: float = 0.0,
+    guess_cf: bool = False,
     **config: Any,
 ) -> dict[str, Any]:
     """Trains a SETRec on a domain and saves it with its catalogue.
@@ -135,6 +138,9 @@ def train_setrec(
         encoder: the sentence encoder.
         progress: called with (done, total) while texts are encoded.
         arguments: further `TrainingArguments`.
+        spelling: width of the spelling vectors beside the encoder's; 0 = none.
+        crowding: weight of an item's crowding against it at the start, in units of the cosine; 0 = not known to the model.
+        guess_cf: predict the CF vectors of items without interactions from their text, instead of leaving that slot out.
         **config: of `SETRecConfig`; with a backbone, `attn_implementation` too.
 
     Returns:
@@ -151,7 +157,14 @@ def train_setrec(
     output, size = Path(output), len(domain.catalog)
     split = domain.split(chosen.protocol)
     refuse_empty(split.training)
-    processor = SETRecProcessor(domain.catalog, encoder=encoder, max_items=config.get("max_items", 50), progress=progress)
+    processor = SETRecProcessor(
+        domain.catalog,
+        encoder=encoder,
+        max_items=config.get("max_items", 50),
+        progress=progress,
+        spelling=spelling,
+        crowding=crowding > 0,
+    )
     if cf:
         folder = Path(sasrec) if sasrec is not None else output / "cf"
         if sasrec is None and not (resume and (folder / REPORT).is_file()):
@@ -161,7 +174,7 @@ def train_setrec(
             raise ValueError(
                 f"The SASRec in {folder} was trained on another catalogue than {domain.catalog!r}: train one on this catalogue."
             )
-        processor = processor.with_cf(tokenizer.item_vectors().numpy(), split.popularity(size) > 0)
+        processor = processor.with_cf(tokenizer.item_vectors().numpy(), split.popularity(size) > 0, guess_cf)
     features = processor.features
     own = {
         "semantic_size": features["semantic"].shape[1],
@@ -177,9 +190,13 @@ def train_setrec(
             "fused_loss": 0.5,
             "beta": 0.3,
             "dropout": 0.3,
-            "text_config": small_backbone(),
+            "prior": crowding > 0,
         }
-        model = SETRecModel(SETRecConfig(**{**scratch, **config, **own}))
+        hidden = config.pop("hidden", 64)
+        backbone_config = small_backbone(hidden, config.pop("layers", 2))
+        model = SETRecModel(SETRecConfig(**{**scratch, "text_config": backbone_config, **config, **own}))
+        if crowding > 0:
+            lean(model, crowding)
     else:
         model = SETRecModel.from_backbone(backbone, **{**config, **own})
     trainer = SETRecTrainer(
@@ -189,11 +206,21 @@ def train_setrec(
         sequences=split.training,
         validation=split.validation if len(split.validation) else None,
         catalog_size=size,
-        negatives=_negatives(chosen, size),
+        negatives=negatives_of(chosen, size),
     )
-    report = _finish(trainer, output, chosen, resume, lambda: {"beta": trainer.choose_beta()})
+    report = finish(trainer, output, chosen, resume, lambda: {"beta": trainer.choose_beta()})
     processor.save_pretrained(output)
     return report
+
+
+def lean(model: SETRecModel, weight: float) -> None:
+    """Sets the prior against crowded items: as if `weight` x the crowding were taken off the cosine of query and item."""
+    config = model.config
+    against = torch.zeros(config.semantic_size)
+    # A slot's likeness is 1 / sqrt(N) at the most when N slots share a unit vector.
+    top = config.scale * config.beta**config.has_cf * (config.semantic_tokens**0.5 if config.normalize == "slot" else 1.0)
+    against[-1] = -weight * top / float(CROWDING)
+    model.set_prior(against)
 
 
 def run_arguments(output: str | Path, chosen: Settings, split: Split, more: dict[str, Any] | None = None) -> TrainingArguments:
@@ -217,7 +244,7 @@ def run_arguments(output: str | Path, chosen: Settings, split: Split, more: dict
     )
 
 
-def _negatives(chosen: Settings, size: int) -> int:
+def negatives_of(chosen: Settings, size: int) -> int:
     """All items when the catalogue is not much larger than the sample."""
     assert chosen.negatives is not None
     return 0 if size <= 2 * chosen.negatives else chosen.negatives
@@ -231,7 +258,8 @@ def refuse_empty(training: Sequences) -> None:
         )
 
 
-def _finish(trainer: NextItemTrainer, output: Path, chosen: Settings, resume: bool, after: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def finish(trainer: NextItemTrainer, output: Path, chosen: Settings, resume: bool, after: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Trains, does what comes `after` (its result joins the report), saves the model and its report, and drops the checkpoints."""
     start, cpu = time.time(), time.process_time()
     run(trainer, resume)
     more = after()

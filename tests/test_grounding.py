@@ -81,7 +81,7 @@ def forms(tiny_setrec, features, **config):
 
 @pytest.mark.parametrize("cf", ["vectors", "holes", "absent", "no slot"])
 @pytest.mark.parametrize(
-    "options", [{}, {"slot_weights": True, "beta": 0.3, "normalize": "slot"}, {"semantic_widths": ()}, {"residual": True}]
+    "options", [{}, {"slot_weights": True, "beta": 0.3, "normalize": "slot"}, {"semantic_widths": ()}, {"residual": True}, {"prior": True}]
 )
 def test_three_forms_of_one_score(tiny_setrec, cf, options):
     features = catalogue()

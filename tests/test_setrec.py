@@ -28,6 +28,7 @@ OPTIONS = {
     "slot": {"normalize": "slot", "fused_loss": 0.5},
     "joint": {"normalize": "joint", "fused_loss": 1.0, "slot_weights": [0.5, 1.0, 2.0, 0.1]},
     "residual": {"residual": True, "normalize": "slot"},
+    "mixture": {"residual": True, "decay": [1.5, 0.5, 0.15], "prior": True, "normalize": "joint"},
 }
 
 

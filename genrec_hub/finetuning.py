@@ -1,0 +1,143 @@
+"""A foundation checkpoint on one domain: adds the CF slot, trains on a share of the users, keeps what it knew of texts.
+
+Dims: N semantic tokens · Q tokens with the CF one · D hidden size · V catalogue size · C CF width.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import set_seed
+
+from .configuration_setrec import SETRecConfig
+from .domain import Domain, Sequences
+from .modeling_sasrec import SASRecModel
+from .modeling_setrec import SETRecModel
+from .processing_setrec import SETRecProcessor
+from .recipes import REPORT, Progress, Settings, finish, negatives_of, run_arguments, train_sasrec
+from .semantic import DEFAULT_ENCODER, TextEncoder
+from .training import SETRecTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def few_shot(domain: Domain, share: float, seed: int = 0) -> Domain:
+    """Returns a domain with a seeded share of the users and the whole catalogue; a larger share holds the users of a smaller one.
+
+    Args:
+        domain: catalogue and interactions.
+        share: above 0, at most 1.
+        seed: of the draw.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"The share of the users is {share}: it should lie above 0 and be at most 1 (0.1 for 10 %).")
+    count = max(1, round(share * len(domain)))
+    users = np.sort(np.random.default_rng(seed).permutation(len(domain))[:count])
+    offsets = domain.sequences.offsets
+    rows = np.concatenate([np.arange(offsets[user], offsets[user + 1]) for user in users])
+    return Domain(
+        domain.catalog,
+        [domain.users[user] for user in users],
+        Sequences.of([domain.sequences[user] for user in users]),
+        None if domain.times is None else domain.times[rows],
+        None if domain.given is None else domain.given[rows],
+    )
+
+
+def add_cf_slot(model: SETRecModel, cf_size: int, fingerprint: str, beta: float = 0.5, **config: Any) -> SETRecModel:
+    """Returns a copy of a model without a CF slot that has one; the semantic slots keep all their weights.
+
+    What exists per slot (queries, gates, decays, scales) is moved one place up, the CF slot's own starts fresh. A scale of the whole set
+    is raised by 1 / beta, which is what the semantic slots now count in the fused score.
+
+    Args:
+        model: a model of semantic tokens alone.
+        cf_size: C.
+        fingerprint: of the catalogue that the CF vectors belong to.
+        beta: weight of the semantic tokens to train with.
+        **config: further values of `SETRecConfig` that change (dropout, fused_loss, ...).
+    """
+    if model.config.has_cf:
+        raise ValueError("The model has a CF slot already: fine-tune a foundation checkpoint, whose tokens are semantic alone.")
+    weights = model.config.slot_weights
+    own = {"cf_size": cf_size, "catalog_fingerprint": fingerprint, "beta": beta, "slot_weights": [1.0, *weights] if weights else ()}
+    settings = model.config.to_dict()
+    settings.pop("transformers_version", None)
+    wider = SETRecModel(SETRecConfig(**{**settings, "text_config": model.config.text_config, **config, **own}))
+    state = wider.state_dict()
+    for name, values in model.state_dict().items():
+        there = state[name]
+        if there.shape == values.shape:
+            there.copy_(values)
+        elif there.shape[1:] == values.shape[1:] and len(there) == len(values) + 1:
+            there[1:] = values
+        else:
+            raise ValueError(f"The weight {name} has the shape {tuple(values.shape)}; with a CF slot it should be {tuple(there.shape)}.")
+    if model.config.normalize == "joint":
+        state["log_scale"] -= float(np.log(beta))
+    return wider
+
+
+def finetune_setrec(
+    model: SETRecModel,
+    domain: Domain,
+    output: str | Path,
+    settings: Settings | None = None,
+    resume: bool = False,
+    *,
+    encoder: str | TextEncoder = DEFAULT_ENCODER,
+    sasrec: str | Path | None = None,
+    progress: Progress | None = None,
+    **config: Any,
+) -> dict[str, Any]:
+    """Fine-tunes a foundation checkpoint on a domain's training sequences and saves it with the domain's catalogue.
+
+    Args:
+        model: the foundation model; left as it is.
+        domain: catalogue and interactions (`few_shot` for a share of them).
+        output: folder of the finished checkpoint.
+        settings: of the run.
+        resume: go on from the last checkpoint in `output`.
+        encoder: the sentence encoder that the model was trained with.
+        sasrec: folder of a SASRec trained on the same interactions; trained into `output/cf` when None.
+        progress: called with (done, total) while texts are encoded.
+        **config: of `SETRecConfig`, where it should differ from the foundation's.
+
+    Returns:
+        The report that is also written as `training.json`.
+    """
+    chosen = (settings or Settings()).or_else(epochs=7, batch=128, rate=1e-3, negatives=1024)
+    output, size = Path(output), len(domain.catalog)
+    split = domain.split(chosen.protocol)
+    processor = SETRecProcessor(domain.catalog, encoder=encoder, max_items=model.config.max_items, progress=progress)
+    folder = Path(sasrec) if sasrec is not None else output / "cf"
+    if sasrec is None and not (resume and (folder / REPORT).is_file()):
+        train_sasrec(domain, folder, few_shot_settings(len(domain), chosen), resume)
+    tokenizer = SASRecModel.from_pretrained(folder, dtype=torch.float32)
+    if tokenizer.config.catalog_fingerprint != domain.catalog.fingerprint:
+        raise ValueError(f"The SASRec in {folder} was trained on another catalogue than {domain.catalog!r}: train one on this catalogue.")
+    processor = processor.with_cf(tokenizer.item_vectors().numpy(), split.popularity(size) > 0)
+    set_seed(chosen.seed)
+    features = processor.features
+    tuned = add_cf_slot(model, features["cf"].shape[1], domain.catalog.fingerprint, **config)
+    trainer = SETRecTrainer(
+        tuned,
+        run_arguments(output, chosen, split),
+        features=features,
+        sequences=split.training,
+        validation=split.validation if len(split.validation) else None,
+        catalog_size=size,
+        negatives=negatives_of(chosen, size),
+    )
+    report = finish(trainer, output, chosen, resume, lambda: {"beta": trainer.choose_beta()})
+    processor.save_pretrained(output)
+    return report
+
+
+def few_shot_settings(users: int, chosen: Settings) -> Settings:
+    """How long the SASRec of few users trains: smaller batches and more epochs, so that it takes some two thousand steps at the least."""
+    batch = 256 if users >= 10_000 else 64
+    epochs = max(24, min(100, round(2000 * batch / max(1, users))))
+    return Settings(epochs=epochs, batch=batch, every=max(1, epochs // 24), seed=chosen.seed, protocol=chosen.protocol)
