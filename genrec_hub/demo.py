@@ -27,7 +27,7 @@ from .demo_uploads import MAX_BYTES
 
 
 def launch(models: Loaders | str | None = None, **options: object) -> tuple[object, str, str]:
-    """Builds the demo, starts to load the models beside it, and serves it.
+    """Builds the demo, serves it, and loads the models ahead of the first question.
 
     Args:
         models: short name -> function that loads the recommender, or the name or folder of one checkpoint; the embedded ones when left out.
@@ -37,7 +37,6 @@ def launch(models: Loaders | str | None = None, **options: object) -> tuple[obje
         What `gr.Blocks.launch` returns: the app, its local address, its public address.
     """
     lazy = lazy_models({models: partial(open_model, models)} if isinstance(models, str) else models)
-    Thread(target=warm_up, args=(list(lazy.values()),), daemon=True, name="warm-up").start()
     demo = build_demo(lazy)
     demo.queue(default_concurrency_limit=4, max_size=200)
     settings: dict[str, object] = {
@@ -51,7 +50,12 @@ def launch(models: Loaders | str | None = None, **options: object) -> tuple[obje
         "ssr_mode": False,
         "state_session_capacity": 200,
     }
-    return cast(tuple[object, str, str], demo.launch(**(settings | options)))  # type: ignore[arg-type]
+    # Gradio asks its own server whether it answers, and gives up where imports keep the interpreter busy: models come after that.
+    served = demo.launch(**(settings | options | {"prevent_thread_lock": True}))  # type: ignore[arg-type]
+    Thread(target=warm_up, args=(list(lazy.values()),), daemon=True, name="warm-up").start()
+    if not options.get("prevent_thread_lock"):
+        demo.block_thread()
+    return cast(tuple[object, str, str], served)
 
 
 def build_demo(models: Loaders | None = None) -> gr.Blocks:
