@@ -271,9 +271,8 @@ def demo(model: Model = DEFAULT_MODEL, as_json: Json = False) -> None:
             from .demo import launch
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"The app needs {error.name}: pip install 'genrec_hub[demo]'") from None
-        from .pipeline import load
 
-        launch({model: lambda: load(model)})
+        launch(None if model == DEFAULT_MODEL else model)
 
 
 @app.command()

@@ -1,8 +1,11 @@
-"""The markup of the demo: every piece of HTML is made here, and everything that a person or a file gave is escaped here."""
+"""The markup of the demo's answers; everything that a person or a file gave is escaped where the HTML is made."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
+from math import exp
 from typing import TYPE_CHECKING, Final, TypedDict
+
+from .text import salient, words
 
 if TYPE_CHECKING:
     from .catalog import Catalog
@@ -12,6 +15,7 @@ COLOURS: Final = 6
 """Token colours in demo.css; further tokens start over."""
 MOST_LINES: Final = 60
 """Lines of a history that are shown; the rest is counted."""
+NEW: Final = "The model never saw this item in training: it knows it by its words alone."
 
 
 class ItemFields(TypedDict):
@@ -27,17 +31,19 @@ class ItemFields(TypedDict):
 
 
 class TokenFields(TypedDict):
-    """One token of an identifier: its slot, what it adds to the score, and words that say what it stands for."""
+    """One token of a set: its slot, what it adds to the score (nothing outside of a ranking), and words that say what it stands for."""
 
     slot: str
-    score: float
+    score: float | None
     label: str
 
 
-class IdentifierFields(TypedDict):
-    """The identifier that the model generated, as a set of tokens."""
+class IdentifierFields(TypedDict, total=False):
+    """The identifier that the model generated: a set of `tokens`, or a `text` with its word pieces and log-probability."""
 
-    tokens: list[TokenFields]
+    text: str
+    tokens: list[TokenFields] | list[str]
+    logprob: float | None
 
 
 class BecauseFields(TypedDict):
@@ -55,6 +61,14 @@ class RecommendationFields(TypedDict):
     rank: int
     identifier: IdentifierFields
     because: BecauseFields | None
+
+
+class BeamFields(TypedDict):
+    """An identifier that was considered, and the item that has it."""
+
+    text: str
+    logprob: float
+    item: ItemFields | None
 
 
 def hero() -> str:
@@ -82,10 +96,30 @@ def loading(cards: int = 4, text: str = "") -> str:
     return f'<div class="gh-loading" role="status" aria-label="Loading recommendations">{note}{ghosts}</div>'
 
 
+# ---------------------------------------------------------------- the history
+
+
+def options(titles: Sequence[str], panel: str, line: str = "") -> str:
+    """Titles to choose from while a line is typed; the markup names the line, so that an answer to an older one is not shown."""
+    unique = list(dict.fromkeys(titles))
+    said = f"{len(unique)} suggestion{'s' if len(unique) != 1 else ''}: arrow keys to choose, Enter to take." if unique else ""
+    listed = "".join(
+        f'<li role="option" id="gh-{panel}-option-{n}" aria-selected="false" dir="auto" data-title="{escape(title)}">{escape(title)}</li>'
+        for n, title in enumerate(unique)
+    )
+    box = (
+        f'<ul role="listbox" id="gh-{panel}-options" data-line="{escape(line)}" aria-label="Titles from the catalogue">{listed}</ul>'
+        if unique
+        else ""
+    )
+    return f'{box}<span class="gh-unseen" role="status">{said}</span>'
+
+
 def understood(history: "History", catalog: "Catalog") -> str:
     """How each line was understood: the title that was matched, how surely, and what else it could have been."""
+    shown = history.matches[:MOST_LINES]
     rows: list[str] = []
-    for line, match in enumerate(history.matches[:MOST_LINES]):
+    for line, match in enumerate(shown):
         said = escape(match.line)
         if match.how == "text":
             kind, badge, title = "free", "in your words", said
@@ -95,16 +129,17 @@ def understood(history: "History", catalog: "Catalog") -> str:
             kind, badge, title = "sure", "exact", escape(match.item.title)
         heard = f"<small>from “{said}”</small>" if kind != "free" and match.line.casefold() != match.item.title.casefold() else ""
         others = [catalog[row].title for row in match.alternatives if row != match.row][:3]
-        options = "".join(
-            f'<button type="button" data-line="{line}" data-title="{escape(other)}" aria-label="Use {escape(other)} instead of {said}">'
-            f"{escape(other)}</button>"
+        offers = "".join(
+            f'<button type="button" data-do="use" data-line="{line}" data-title="{escape(other)}" '
+            f'aria-label="Use {escape(other)} instead of {said}">{escape(other)}</button>'
             for other in dict.fromkeys(others)
         )
-        question = f'<div class="gh-alternatives"><span>did you mean</span>{options}</div>' if options and kind != "sure" else ""
+        question = f'<div class="gh-alternatives"><span>did you mean</span>{offers}</div>' if offers and kind != "sure" else ""
+        moves = _move(line, "earlier", said, "&uarr;", line == 0) + _move(line, "later", said, "&darr;", line == len(shown) - 1)
         rows.append(
             f'<li class="gh-line gh-{kind}"><div><span class="gh-title" dir="auto">{title}</span><em>{badge}</em>'
-            f'<button type="button" class="gh-remove" data-line="{line}" data-title="" aria-label="Remove {said}">&times;</button></div>'
-            f"{heard}{question}</li>"
+            f'<span class="gh-moves">{moves if len(shown) > 1 else ""}<button type="button" class="gh-remove" data-do="remove" '
+            f'data-line="{line}" aria-label="Remove {said}">&times;</button></span></div>{heard}{question}</li>'
         )
     more = len(history.matches) - len(rows)
     if more:
@@ -112,61 +147,126 @@ def understood(history: "History", catalog: "Catalog") -> str:
     return f'<ul class="gh-lines" aria-label="How your lines were understood">{"".join(rows)}</ul>' if rows else ""
 
 
-def results(recommendations: Sequence[RecommendationFields], note: str = "") -> str:
-    """The ranked cards."""
-    scores = [card["score"] for card in recommendations]
-    floor, top = min(0.0, *scores), max(scores)
-    cards = "".join(_card(card, (card["score"] - floor) / ((top - floor) or 1.0)) for card in recommendations)
-    head = f'<p class="gh-note">{escape(note)}</p>'
-    return f'<section aria-label="Recommendations" aria-live="polite">{head}<ol class="gh-cards">{cards}</ol></section>'
-
-
-def _card(card: RecommendationFields, height: float) -> str:
-    item, tokens = card["item"], card["identifier"]["tokens"]
-    whole = sum(abs(token["score"]) for token in tokens) or 1.0
-    path = [part.strip() for part in item["categories"].replace("|", ">").split(">") if part.strip()]
-    trail = " \u203a ".join(dict.fromkeys(path[:1] + path[-1:]))
-    meta = " · ".join(escape(part) for part in (item["brand"], trail) if part)
-    price = f'<span class="gh-price">{escape(item["price"])}</span>' if item["price"] else ""
-    bar = "".join(
-        f'<i class="gh-c{slot % COLOURS}" style="flex-grow:{max(token["score"], 0) / whole:.4f}"></i>' for slot, token in enumerate(tokens)
-    )
-    chips = "".join(_chip(token, token["score"] / whole, slot) for slot, token in enumerate(tokens))
-    because = card["because"]
-    reason = ""
-    if because:
-        had = escape(because["item"]["title"])
-        reason = f'<p class="gh-because">because you had <q dir="auto">{had}</q> <span>{because["share"]:.0%}</span></p>'
-    return (
-        f'<li class="gh-card"><span class="gh-rank" aria-label="Rank {card["rank"]}">{card["rank"]}</span><div class="gh-body">'
-        f'<div class="gh-head"><h3 dir="auto">{escape(item["title"])}</h3>{price}</div><p class="gh-meta" dir="auto">{meta}</p>'
-        f'<div class="gh-score" role="img" aria-label="Score {card["score"]:.3f}">'
-        f'<span class="gh-track"><span style="width:{height:.1%}">{bar}</span></span>'
-        f'<span class="gh-number">{card["score"]:.3f}</span></div>'
-        f'<ul class="gh-tokens" aria-label="Generated identifier">{chips}</ul>{reason}</div></li>'
-    )
-
-
-def _chip(token: TokenFields, share: float, slot: int) -> str:
-    tip = f"{token['slot']}: “{token['label']}” adds {token['score']:+.4f} to the score"
-    return (
-        f'<li class="gh-token gh-c{slot % COLOURS}" tabindex="0" data-tip="{escape(tip)}" aria-label="{escape(tip)}">'
-        f'<span dir="auto">{escape(token["label"] or token["slot"])}</span><b>{share:.0%}</b></li>'
-    )
+def _move(line: int, way: str, said: str, sign: str, end: bool) -> str:
+    off = " disabled" if end else ""
+    return f'<button type="button" data-do="{way}" data-line="{line}" aria-label="Move {said} {way}"{off}>{sign}</button>'
 
 
 def suggestions(titles: Sequence[str]) -> str:
     """Buttons that add a title to the history."""
-    buttons = "".join(f'<button type="button" data-line="-1" data-title="{escape(title)}">{escape(title)}</button>' for title in titles)
+    buttons = "".join(f'<button type="button" data-do="add" data-title="{escape(title)}">{escape(title)}</button>' for title in titles)
     return f'<div class="gh-alternatives gh-suggestions"><span>from your catalogue</span>{buttons}</div>' if buttons else ""
 
 
-def catalogue_summary(name: str, items: int, departments: int, seconds: float) -> str:
-    """What an indexed catalogue holds."""
-    shelves = f" in {departments:,} department{'s' if departments != 1 else ''}" if departments else ""
-    plural = "s" if items != 1 else ""
-    return (
-        f'<div class="gh-notice gh-done" role="status"><strong><bdi>{escape(name)}</bdi> is ready</strong>'
-        f"<p>{items:,} item{plural}{shelves}, indexed in {seconds:.1f} s. Only this browser session can use it; "
-        "the file is deleted already.</p></div>"
+# ---------------------------------------------------------------- recommendations
+
+
+def results(
+    recommendations: Sequence[RecommendationFields], note: str = "", said: Collection[str] = (), fresh: Collection[str] = (), name: str = ""
+) -> str:
+    """The ranked cards of one model.
+
+    Args:
+        recommendations: what it recommends, best first.
+        note: a line above the cards.
+        said: words of the history, marked in textual identifiers.
+        fresh: ids of items that the model never saw in training.
+        name: of the model, where several stand side by side.
+    """
+    scores = [_height(card) for card in recommendations]
+    floor, top = min([0.0, *scores]), max([0.0, *scores])
+    cards = "".join(
+        _card(card, (score - floor) / ((top - floor) or 1.0), said, card["item"]["item_id"] in fresh)
+        for card, score in zip(recommendations, scores, strict=True)
     )
+    head = f"<h2>{escape(name)}</h2>" if name else ""
+    label = f"Recommendations of {escape(name)}" if name else "Recommendations"
+    return (
+        f'<section class="gh-answer" aria-label="{label}">{head}<p class="gh-note" role="status">{escape(note)}</p>'
+        f'<ol class="gh-cards">{cards}</ol></section>'
+    )
+
+
+def side_by_side(columns: Sequence[str]) -> str:
+    """Answers of several models beside each other."""
+    return f'<div class="gh-columns">{"".join(columns)}</div>'
+
+
+def _height(card: RecommendationFields) -> float:
+    """What the bar of a card shows: the score, or for a textual identifier its probability."""
+    logprob = card["identifier"].get("logprob")
+    return card["score"] if logprob is None else exp(min(logprob, 0.0))
+
+
+def _card(card: RecommendationFields, height: float, said: Collection[str], fresh: bool) -> str:
+    item, identifier = card["item"], card["identifier"]
+    price = f'<span class="gh-price">{escape(item["price"])}</span>' if item["price"] else ""
+    badge = f'<span class="gh-new" title="{NEW}">new to the model</span>' if fresh else ""
+    if "text" in identifier:
+        bar, shown = '<i class="gh-c0" style="flex-grow:1"></i>', _words(identifier, said)
+        number = f"{_height(card):.1%}" if _height(card) >= 0.001 else f"{_height(card):.0e}"
+        score = f'<div class="gh-score" role="img" aria-label="Probability {number}">'
+    else:
+        tokens = [token for token in identifier["tokens"] if isinstance(token, dict)]
+        whole = sum(abs(token["score"] or 0.0) for token in tokens) or 1.0
+        bar = "".join(
+            f'<i class="gh-c{slot % COLOURS}" style="flex-grow:{max(token["score"] or 0.0, 0.0) / whole:.4f}"></i>'
+            for slot, token in enumerate(tokens)
+        )
+        chips = "".join(_chip(token, (token["score"] or 0.0) / whole, slot) for slot, token in enumerate(tokens))
+        shown = f'<ul class="gh-tokens" aria-label="Generated identifier, a set of {len(tokens)} tokens">{chips}</ul>'
+        number = f"{card['score']:.3f}"
+        score = f'<div class="gh-score" role="img" aria-label="Score {number}">'
+    return (
+        f'<li class="gh-card"><span class="gh-rank" role="img" aria-label="Rank {card["rank"]}">{card["rank"]}</span><div class="gh-body">'
+        f'<div class="gh-head"><h3 dir="auto">{escape(item["title"])}</h3>{price}</div>'
+        f'<p class="gh-meta" dir="auto">{meta(item)} {badge}</p>'
+        f'{score}<span class="gh-track"><span style="width:{height:.1%}">{bar}</span></span>'
+        f'<span class="gh-number">{number}</span></div>{shown}{_reason(card["because"])}</div></li>'
+    )
+
+
+def meta(item: ItemFields) -> str:
+    """Brand and department of an item."""
+    path = [part.strip() for part in item["categories"].replace("|", ">").split(">") if part.strip()]
+    trail = " \u203a ".join(dict.fromkeys(path[:1] + path[-1:]))
+    return " · ".join(escape(part) for part in (item["brand"], trail) if part)
+
+
+def _reason(because: BecauseFields | None) -> str:
+    if not because:
+        return ""
+    had = escape(because["item"]["title"])
+    return f'<p class="gh-because">because you had <q dir="auto">{had}</q> <span>{because["share"]:.0%}</span></p>'
+
+
+def _chip(token: TokenFields, share: float, slot: int) -> str:
+    tip = f"{token['slot']}: “{token['label']}” adds {token['score'] or 0.0:+.4f} to the score"
+    return (
+        f'<li class="gh-token gh-c{slot % COLOURS}" data-tip="{escape(tip)}" aria-label="{escape(tip)}">'
+        f'<span dir="auto">{escape(token["label"] or token["slot"])}</span><b>{share:.0%}</b></li>'
+    )
+
+
+def _words(identifier: IdentifierFields, said: Collection[str]) -> str:
+    return f'<p class="gh-words"><span class="gh-unseen">Generated identifier: </span>{marked(identifier["text"], said)}</p>'
+
+
+def marked(text: str, said: Collection[str]) -> str:
+    """The words of an identifier, those shared with the history marked."""
+    pieces = []
+    for word in text.split():
+        shared = any(stem(part) in said for part in words(word))
+        pieces.append(f"<mark>{escape(word)}</mark>" if shared else escape(word))
+    return f'<span dir="auto">{" ".join(pieces)}</span>'
+
+
+def said_in(texts: Sequence[str]) -> set[str]:
+    """The stems of the words of a history."""
+    return {stem(word) for text in texts for word in salient(text)}
+
+
+def stem(word: str) -> str:
+    """A word without its plural s."""
+    low = word.casefold()
+    return low[:-1] if len(low) > 3 and low.endswith("s") and not low.endswith("ss") else low

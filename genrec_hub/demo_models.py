@@ -1,33 +1,24 @@
 """What the demo asks of a model, and models that load at their first use."""
 
 import gc
+import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from threading import Lock
-from typing import Final, Protocol, TypedDict, cast
+from typing import Any, Final, Protocol, TypedDict, cast
+
+import numpy as np
 
 from .catalog import Catalog
-from .demo_cards import RecommendationFields
+from .demo_cards import BeamFields, IdentifierFields, RecommendationFields
 from .history import History
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MODEL: Final = "setrec-foundation"
-
-
-class UnscoredToken(TypedDict):
-    """One token of an identifier outside of any ranking: nothing to score yet."""
-
-    slot: str
-    score: float | None
-    label: str
-
-
-class ItemIdentifier(TypedDict):
-    """The identifier of an item of a catalogue."""
-
-    tokens: list[UnscoredToken]
+PRETRAINED: Final = Path(__file__).with_name("pretrained")
+KINDS: Final = {"setrec": "SETRec", "idgenrec": "IDGenRec"}
 
 
 class IdentifiedItem(TypedDict):
@@ -35,7 +26,7 @@ class IdentifiedItem(TypedDict):
 
     item_id: str
     title: str
-    identifier: ItemIdentifier
+    identifier: IdentifierFields
 
 
 class Recommendations(TypedDict):
@@ -47,7 +38,17 @@ class Recommendations(TypedDict):
 class Recommender(Protocol):
     """What the demo asks of a model: the interface of `genrec_hub.RecommendationPipeline`."""
 
-    catalog: Catalog
+    @property
+    def catalog(self) -> Catalog:
+        """The items that are recommended."""
+
+    @property
+    def processor(self) -> Any:
+        """What reads histories for the model."""
+
+    @property
+    def trained_on(self) -> np.ndarray:
+        """True for the items that stood in the model's training. Shape: (V,)."""
 
     def __call__(
         self, history: str, *, top_k: int = 10, exclude_seen: bool = True, department: str | None = None
@@ -60,7 +61,13 @@ class Recommender(Protocol):
     def identify(self) -> list[IdentifiedItem]:
         """Gives the identifier of every item."""
 
-    def with_catalog(self, catalog: Catalog, progress: Callable[[int, int], object] | None = None) -> "Recommender":
+    def beams(self, history: str, beams: int = 20) -> list[BeamFields]:
+        """Gives the identifiers that were considered, for models that search."""
+
+    def nearest(self, history: str, items: Sequence[str] = (), most: int = 5) -> list[dict[str, Any]]:
+        """Gives the items nearest to each token, for models whose tokens are no words."""
+
+    def with_catalog(self, catalog: Catalog, progress: Callable[[int, int], None] | None = None) -> "Recommender":
         """Makes a recommender of the same weights over other items."""
 
 
@@ -91,15 +98,26 @@ class Lazy:
             return self._loaded
 
 
+def open_model(name: str) -> Recommender:
+    """Loads a checkpoint for a server of strangers' texts: nothing that they type or upload is cached on disk."""
+    import genrec_hub
+
+    pipe = genrec_hub.load(name)
+    encoder = getattr(pipe.processor, "encoder", None)
+    if encoder is not None:
+        encoder.cache = False
+    return cast(Recommender, pipe)
+
+
 def default_models() -> dict[str, Callable[[], Recommender]]:
-    """The embedded checkpoints, by their short names."""
-
-    def load(name: str) -> Recommender:
-        import genrec_hub
-
-        return cast(Recommender, genrec_hub.load(name))
-
-    return {name: partial(load, name) for name in (DEFAULT_MODEL,)}
+    """The embedded checkpoints by their short names, SETRec first."""
+    kinds = {}
+    for folder in sorted(PRETRAINED.iterdir()):
+        if (folder / "config.json").is_file():
+            kinds[folder.name] = json.loads((folder / "config.json").read_text())["model_type"]
+    order = list(KINDS)
+    names = sorted((name for name, kind in kinds.items() if kind in order), key=lambda name: (order.index(kinds[name]), name))
+    return {name: partial(open_model, name) for name in names}
 
 
 def lazy_models(models: Loaders | None) -> dict[str, Lazy]:
@@ -108,12 +126,19 @@ def lazy_models(models: Loaders | None) -> dict[str, Lazy]:
     return {name: load if isinstance(load, Lazy) else Lazy(load) for name, load in loaders.items()}
 
 
-def warm_up(load: Lazy) -> None:
-    """Loads a model and its encoder ahead of the first request; what goes wrong is logged."""
-    try:
-        load()("coffee", top_k=1)
-    except Exception:
-        logger.exception("The model could not be loaded ahead of the first request.")
-    finally:
-        gc.freeze()
-        gc.enable()  # app.py starts without it
+def labels(names: Iterable[str]) -> dict[str, str]:
+    """Short name -> what a visitor reads: SETRec and IDGenRec where that is clear, else the short name."""
+    known = {name: KINDS.get(name.partition("-")[0], name) for name in names}
+    twice = [label for label in known.values() if list(known.values()).count(label) > 1]
+    return {name: name if label in twice else label for name, label in known.items()}
+
+
+def warm_up(models: Iterable[Lazy]) -> None:
+    """Loads models and their encoders ahead of the first request, one after the other; what goes wrong is logged."""
+    for load in models:
+        try:
+            load()("coffee", top_k=1)
+        except Exception:
+            logger.exception("A model could not be loaded ahead of the first request.")
+    gc.freeze()
+    gc.enable()  # app.py starts without it

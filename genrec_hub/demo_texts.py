@@ -12,37 +12,90 @@ PERSONAS: Final = {
 }
 
 UPLOAD_HELP: Final = """### Recommend from your own items
-Upload a table with the columns `item_id` and `title`; `brand`, `categories`, `description` and `price` help where you have them.
+Upload a table of items. A title each is enough; brand, categories, description and price help where you have them.
 The model has never seen your items: it reads their words.
 
-CSV, TSV, JSONL or Parquet, up to {rows:,} rows and {megabytes} MB. The file is deleted as soon as it is read, and
-the index lives in memory for this browser session only.
+CSV, TSV, JSONL or Parquet, up to {rows:,} rows and {megabytes} MB. Nothing leaves this machine: the file is deleted as soon as it
+is read, and
+the index lives in memory for this browser session only. A thousand items take about ten seconds.
 """
 
+COMPARE_HELP: Final = """### The same history, several systems
+What stands in every list is marked. *text-kNN* was never trained: it only knows which texts are alike. What the trained systems
+add to it is what they learnt
+from people."""
+
+SUBTITLES: Final = {
+    "SETRec": "generates a set of tokens, all at once",
+    "IDGenRec": "writes the words of an identifier, one after the other",
+    "text-kNN": "no training: the most similar texts",
+}
+
+LEARN_SETS: Final = """### An item as a set
+A generative recommender does not score items one by one: it **generates an identifier** of the next item, and the identifier
+leads to the item.
+In **SETRec** that identifier is a *set* of continuous tokens. No token has a word of its own, so each is shown with the words
+most typical of the items
+that lie nearest to it."""
+
+LEARN_MASK: Final = """### Why the order does not matter
+Letters are the items of a history, numbers their tokens. A row may look at the coloured columns. The mask is drawn from the one
+that the model runs with."""
+
+LEARN_IDS: Final = """### An item as words
+In **IDGenRec** an identifier is a short text, written from the item's own description. The recommender writes the next one word
+by word, and may only write what
+some item's identifier continues with: it walks a **prefix tree**, so it never invents an item."""
+
+LEARN_TREE: Final = "The identifiers of your results as a tree; words shared with your history are marked."
+
+API_HELP: Final = "The same answers for programs. Three named endpoints, typed JSON, one clear sentence on bad input."
+
 ABOUT: Final = """### What this is
-`genrec_hub` brings generative recommenders to the Hugging Face ecosystem. This page runs **SETRec**: an item is a *set* of
-continuous, order-agnostic tokens, and the model generates all tokens of the next item in one pass. The coloured chips on a card are those
+`genrec_hub` brings generative recommenders to the Hugging Face ecosystem.
+
+**SETRec**: an item is a *set* of continuous, order-agnostic tokens, and the model generates all tokens of the next item in one
+pass. The coloured chips on a card are those
 tokens: a label in words, and the token's share of the score. The shares of a card add up to its score.
+
+**IDGenRec**: an item is a short *textual identifier*, and the model writes the next one under a prefix tree of those that exist.
+The score is the probability of the text.
 
 *Because you had …* names the line of your history whose absence lowers the score most, with its share.
 
 ### Limits
-- The sample shop is invented: its brands, titles and prices are ours. The model was trained on real purchases of other shops
-  and has never seen these items.
-- It knows items by their words only. An item with an empty or cryptic title is placed poorly, and so is text in languages its
-  encoder knows little of.
+- The sample shop is invented: its brands, titles and prices are ours. The models were trained on real purchases of other shops
+  and have never seen these items; that is what *new to the model* says.
+- They know items by their words only. An item with an empty or cryptic title is placed poorly, and so is text in languages that the
+  text encoder knows little of.
 - A history of one or two lines says little; a score compares items within one answer and means nothing across answers.
 - Labels of tokens are the words most typical of the items near to the token: a reading aid, not what the model computes with.
 
+### Protocol
+Numbers on the model cards are measured leave-one-out in time order, against the whole catalogue, seen items excluded, beside
+baselines that need no training.
+Nothing at or after the item to be predicted reaches an input.
+
 ### Privacy
-Nothing you type or upload is stored. Uploads are deleted once read; their index is dropped with the session.
+Nothing you type or upload is stored on this server. Uploads are deleted once read; their index is dropped with the session. Your
+last history is kept by your own
+browser, so that a refresh brings it back; a link to a history carries it after the `#`, which browsers do not send to servers.
 
 ### Licences
-Code and the sample shop: Apache-2.0. The weights were trained on public research data sets and carry their terms (see the model card).
-SETRec follows *Order-agnostic Identifier for Large Language Model-based
-Generative Recommendation* (Lin et al., 2025).
-The text encoder is all-MiniLM-L6-v2 (Apache-2.0).
+Code and the sample shop: Apache-2.0. The weights were trained on public research data sets and carry their terms (see the model cards).
+SETRec follows *Order-agnostic Identifier for Large Language Model-based Generative Recommendation* (Lin et al., 2025), IDGenRec follows
+*IDGenRec: LLM-RecSys Alignment with Textual ID Learning* (Tan et al., 2024). The text encoder is all-MiniLM-L6-v2 (Apache-2.0).
 """
+
+
+def model_card(text: str) -> str:
+    """A model card as it is read: without its metadata, headings one step smaller."""
+    body = text.split("\n---\n", 1)[-1] if text.startswith("---\n") else text
+    fenced, lines = False, []
+    for line in body.strip().splitlines():
+        fenced ^= line.startswith("```")
+        lines.append(f"##{line}" if line.startswith("#") and not fenced else line)
+    return "\n".join(lines)
 
 
 def snippets(url: str, model: str) -> tuple[str, str, str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModel, AutoProcessor, Pipeline
 
@@ -214,6 +215,31 @@ class RecommendationPipeline(Pipeline):
             raise ValueError(f"A {type(self.model).__name__} reads words, no sentence vectors: it takes no other encoder.")
         processor = self.processor.with_encoder(encoder, progress)
         return RecommendationPipeline(model=self.model, processor=processor, task=self.task, device=self.device)
+
+    @property
+    def trained_on(self) -> np.ndarray:
+        """True for the items of the catalogue that stood in the model's training interactions. Shape: (V,)."""
+        known = getattr(self.model.config, "catalog_fingerprint", "")
+        if not known or known != self.catalog.fingerprint:
+            return np.zeros(len(self.catalog), bool)
+        has_cf = self.processor.features.get("has_cf") if hasattr(self.processor, "features") else None
+        return np.ones(len(self.catalog), bool) if has_cf is None else has_cf.numpy().astype(bool)
+
+    def beams(self, history: Lines, beams: int = 20) -> list[dict[str, object]]:
+        """The identifiers that were considered, most probable first: `text`, `logprob` and the `item` (None when no item has it).
+
+        Empty for models that do not search.
+        """
+        return self.processor.beams(self.model, history, beams=beams) if hasattr(self.processor, "beams") else []
+
+    def nearest(self, history: Lines, items: Sequence[str] = (), most: int = 5) -> list[dict[str, object]]:
+        """What the generated tokens, and those of `items` (ids), stand for: the items nearest to each; see `SETRecProcessor.nearest`.
+
+        Empty for models whose identifiers can be read.
+        """
+        if not hasattr(self.processor, "nearest"):
+            return []
+        return self.processor.nearest(self.model, history, [self.catalog.row(item) for item in items], most)
 
     def ranker(self, domain: Any, split: Any = None, zero_shot: bool = False, exclude_seen: bool = True) -> "DomainRanker":
         """Prepares the model for an evaluation on a domain: its own catalogue with everything it knows of it, any other by text alone."""

@@ -22,6 +22,7 @@ from .modeling_idgenrec import IDGenRecModel
 from .phrases import clean_words, generator_text
 from .prompts import PromptWriter, pad_prompts, pad_tokens
 from .text import STOPWORDS
+from .timing import stage
 from .trie import Trie
 
 WRITTEN_AT_ONCE = 128
@@ -307,16 +308,20 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         if top < 1:
             raise ValueError(f"top_k is {top}: ask for at least one recommendation.")
         trie = self.trie if index is None else index
-        read = [self.read(history) for history in histories]
-        own = self.history_tokens(read, model)
+        with stage("read"):
+            read = [self.read(history) for history in histories]
+            own = self.history_tokens(read, model)
+            inputs = self._at(model, own)
         seen = [[row for row in history.rows if row is not None] for history in read] if exclude_seen else None
         mask = self.catalog.in_department(department)
         allowed = None if mask is None else torch.from_numpy(mask)
-        found = model.recommend(self._at(model, own), trie, max(top, model.config.beams), allowed, seen)
+        with stage("search"):
+            found = model.recommend(inputs, trie, max(top, model.config.beams), allowed, seen)
         answers: list[list[Recommendation]] = []
         for number, history in enumerate(read):
             rows = [row for row in found.rows[number, :top].tolist() if row >= 0]
-            reasons = self._because(model, history[-self.max_items :], own[number], rows) if explain else [None] * len(rows)
+            with stage("reasons"):
+                reasons = self._because(model, history[-self.max_items :], own[number], rows) if explain else [None] * len(rows)
             answers.append(
                 [
                     Recommendation(self.catalog[row], score, place + 1, self._identifier(row, self._logprob(model, row, score)), reason)

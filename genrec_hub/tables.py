@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,8 @@ import pyarrow.parquet as pq
 
 MAX_BYTES = 64 * 2**20
 """Largest file that is read unless the caller allows more."""
+MAX_COLUMNS = 2_000
+"""A wider table is no catalogue; one that grows a column with every row would fill the memory."""
 
 _SYNONYMS = {
     "item_id": ("item_id", "itemid", "id", "asin", "sku", "product_id", "article_id", "parent_asin"),
@@ -35,12 +38,18 @@ def match_columns(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def read_table(path: str | Path, max_bytes: int = MAX_BYTES) -> pa.Table:
+def read_table(path: str | Path, max_bytes: int = MAX_BYTES, max_rows: int | None = None, max_columns: int = MAX_COLUMNS) -> pa.Table:
     """Reads a CSV, TSV, JSON, JSONL or Parquet file as an Arrow table; a byte-order mark is dropped, CSV columns are text.
+
+    Args:
+        path: the file.
+        max_bytes: of the file; a Parquet file may unpack to eight times as much.
+        max_rows: None for any number.
+        max_columns: more are refused.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is too large, empty, of an unknown kind or broken.
+        ValueError: when it is too large, too long, too wide, empty, of an unknown kind or broken.
     """
     path = Path(path)
     if not path.is_file():
@@ -52,7 +61,7 @@ def read_table(path: str | Path, max_bytes: int = MAX_BYTES) -> pa.Table:
         raise ValueError(f"{path.name} is empty.")
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return _read_parquet(path, 8 * max_bytes)
+        return _read_parquet(path, 8 * max_bytes, max_rows, max_columns)
     if suffix not in (".csv", ".tsv", ".jsonl", ".json", ".ndjson"):
         raise ValueError(f"{path.name} is of an unknown kind: the endings known are .csv, .tsv, .jsonl, .json and .parquet.")
     try:
@@ -63,12 +72,22 @@ def read_table(path: str | Path, max_bytes: int = MAX_BYTES) -> pa.Table:
         raise ValueError(f"{path.name} is empty.")
     if "\0" in text[:200]:
         raise ValueError(f"{path.name} is not UTF-8 text (NUL at character {text.index(chr(0))}, perhaps UTF-16): save it as UTF-8.")
-    return _read_delimited(text, path) if suffix in (".csv", ".tsv") else _read_json(text, path)
+    return (_read_delimited if suffix in (".csv", ".tsv") else _read_json)(text, path, max_rows, max_columns)
 
 
-def _read_parquet(path: Path, most: int) -> pa.Table:
+def _check_size(path: Path, rows: int, columns: int, max_rows: int | None, max_columns: int) -> None:
+    if max_rows is not None and rows > max_rows:
+        raise ValueError(f"{path.name} has {rows:,} rows, the limit is {max_rows:,}: upload a part of it.")
+    if columns > max_columns:
+        raise ValueError(f"{path.name} has {columns:,} columns, the limit is {max_columns:,}: drop columns.")
+
+
+def _read_parquet(path: Path, most: int, max_rows: int | None, max_columns: int) -> pa.Table:
     try:
-        file = pq.ParquetFile(path)
+        # A text that every row repeats is stored once and stays that way; written out it could fill the memory.
+        texts = [field.name for field in pq.read_schema(path) if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+        file = pq.ParquetFile(path, read_dictionary=texts if max_rows is not None else None)
+        _check_size(path, file.metadata.num_rows, len(file.schema_arrow.names), max_rows, max_columns)
         unpacked = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
         table = file.read() if unpacked <= most else None
     except (pa.ArrowException, OSError) as error:
@@ -78,14 +97,15 @@ def _read_parquet(path: Path, most: int) -> pa.Table:
     return table
 
 
-def _read_delimited(text: str, path: Path) -> pa.Table:
+def _read_delimited(text: str, path: Path, max_rows: int | None, max_columns: int) -> pa.Table:
     text = text.lstrip("\n")
     head = text.split("\n", 1)[0]
     delimiter = max("\t;,", key=head.count) if head else ","
     csv.field_size_limit(2**24)
     try:
         reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-        rows = [(reader.line_num, row) for row in reader]
+        rows = list(islice(((reader.line_num, row) for row in reader), None if max_rows is None else max_rows + 2))
+        _check_size(path, len(rows) - 1 + sum(1 for _ in reader), len(rows[0][1]), max_rows, max_columns)
     except csv.Error as error:
         raise ValueError(f"{path.name} is not readable as CSV ({error}).") from None
     header = [name.strip() for name in rows[0][1]]
@@ -100,11 +120,14 @@ def _read_delimited(text: str, path: Path) -> pa.Table:
     return pa.table({name: pa.array([row[i] for _, row in body], pa.string()) for i, name in enumerate(header)})
 
 
-def _read_json(text: str, path: Path) -> pa.Table:
+def _read_json(text: str, path: Path, max_rows: int | None, max_columns: int) -> pa.Table:
     rows: list[object] = []
     number = 0
+    is_list = text.lstrip().startswith("[")
+    if not is_list:
+        _check_size(path, sum(1 for line in text.split("\n") if line.strip()), 0, max_rows, max_columns)
     try:
-        if text.lstrip().startswith("["):
+        if is_list:
             rows = json.loads(text)
         else:
             for line in text.split("\n"):
@@ -118,6 +141,7 @@ def _read_json(text: str, path: Path) -> pa.Table:
     if not rows or len(objects) != len(rows):
         raise ValueError(f"{path.name} should hold one JSON object per line, with the keys item_id and title.")
     names = list(dict.fromkeys(name for row in objects for name in row))
+    _check_size(path, len(rows), len(names), max_rows, max_columns)
     return pa.table({name: _json_column([row.get(name) for row in objects]) for name in names})
 
 

@@ -33,6 +33,7 @@ from genrec_hub.recipes_idgenrec import small_tokenizer
 from genrec_hub.semantic import TextEncoder
 from genrec_hub.text import words
 
+pytest.register_assert_rewrite("visitors")
 torch.set_num_threads(1)
 settings.register_profile("quick", max_examples=40, deadline=None)
 settings.load_profile("quick")

@@ -1,0 +1,33 @@
+"""How long the stages of an answer take: the code that runs them names them, whoever wants to know listens."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from time import perf_counter
+
+_listening: ContextVar[dict[str, float] | None] = ContextVar("listening", default=None)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Names what runs inside; costs next to nothing while nobody listens."""
+    times = _listening.get()
+    if times is None:
+        yield
+        return
+    start = perf_counter()
+    try:
+        yield
+    finally:
+        times[name] = times.get(name, 0.0) + perf_counter() - start
+
+
+@contextmanager
+def clocked() -> Iterator[dict[str, float]]:
+    """Listens to the stages inside: seconds by name, in the order they first came; other threads are not heard."""
+    times: dict[str, float] = {}
+    before = _listening.set(times)
+    try:
+        yield times
+    finally:
+        _listening.reset(before)
