@@ -44,7 +44,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         catalog: the items that can be recommended; may be empty (then a catalogue is given at call time).
         identifiers: their IDs; see `with_catalog` for how a catalogue gets them.
         prompt: what the recommender reads: "packed", "item", "user" or "both"; see `PromptWriter`.
-        encoder: whether the recommender reads prompts in an encoder (T5).
+        has_encoder: whether the recommender reads prompts in an encoder (T5).
         max_items: items of a history that are read, the last ones.
         max_text: tokens of an item's text that the generator reads.
         copy: how much tokens that stand in the history's IDs are preferred; 0 = not at all. See `copy_bias`.
@@ -60,7 +60,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         catalog: Catalog | None = None,
         identifiers: Identifiers | None = None,
         prompt: str = "packed",
-        encoder: bool = False,
+        has_encoder: bool = False,
         max_items: int = 20,
         max_text: int = 256,
         copy: float = 0.0,
@@ -70,8 +70,8 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         self.catalog = Catalog(()) if catalog is None else catalog
         self.max_items, self.max_text = max_items, max_text
         self.copy, self.copy_decay = copy, copy_decay
-        self.prompts = PromptWriter(tokenizer, prompt, encoder)
-        self.encoder = encoder
+        self.prompts = PromptWriter(tokenizer, prompt, has_encoder)
+        self.has_encoder = has_encoder
         self._identifiers = identifiers
         self._spellings: dict[str, tuple[int, ...]] = {}
         if identifiers is not None and identifiers.item_ids != self.catalog.ids:
@@ -112,7 +112,15 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
 
     def _like(self, catalog: Catalog | None, identifiers: Identifiers | None) -> "IDGenRecProcessor":
         return IDGenRecProcessor(
-            self.tokenizer, catalog, identifiers, self.prompts.kind, self.encoder, self.max_items, self.max_text, self.copy, self.copy_decay
+            self.tokenizer,
+            catalog,
+            identifiers,
+            self.prompts.kind,
+            self.has_encoder,
+            self.max_items,
+            self.max_text,
+            self.copy,
+            self.copy_decay,
         )
 
     # Catalogues
@@ -438,7 +446,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
             self.catalog.save(folder / "catalog")
             self.identifiers.save(folder / "catalog")
             written += sorted((folder / "catalog").iterdir())
-        card = {"prompt": self.prompts.kind, "encoder": self.encoder, "max_items": self.max_items, "max_text": self.max_text}
+        card = {"prompt": self.prompts.kind, "has_encoder": self.has_encoder, "max_items": self.max_items, "max_text": self.max_text}
         card |= {"copy": self.copy, "copy_decay": self.copy_decay}
         self.write_card(folder, card, with_catalog)
         seal(folder, *SIDECARS, *TOKENIZER)
@@ -466,7 +474,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
                     f"{catalog.fingerprint[:12]}: copy the folder again or index the catalogue anew."
                 )
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        own = {name: card[name] for name in ("prompt", "encoder", "max_items", "max_text", "copy", "copy_decay") if name in card}
+        own = {name: card[name] for name in ("prompt", "has_encoder", "max_items", "max_text", "copy", "copy_decay") if name in card}
         return cls(tokenizer, catalog, identifiers, **own)
 
 

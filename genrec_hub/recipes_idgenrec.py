@@ -199,7 +199,7 @@ def _start(
             tokenizer.pad_token = tokenizer.eos_token
     encoder = model.config.has_encoder
     kind = prompt or ("item" if encoder else "packed")
-    return model, IDGenRecProcessor(tokenizer, prompt=kind, encoder=encoder, **shape), True
+    return model, IDGenRecProcessor(tokenizer, prompt=kind, has_encoder=encoder, **shape), True
 
 
 def _turns(strategy: str, rounds: int) -> list[str]:

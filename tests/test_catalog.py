@@ -219,7 +219,7 @@ def test_unknown_ending_for_writing(tmp_path):
 def test_load_refuses_other_items_newer_formats_and_nothing(tmp_path):
     Catalog(ITEMS).save(tmp_path)
     card = json.loads((tmp_path / "catalog.json").read_text())
-    assert card == {"format_version": 1, "items": 5, "fingerprint": Catalog(ITEMS).fingerprint}
+    assert card == {"format_version": 1, "items": 5, "fingerprint": Catalog(ITEMS).fingerprint, "license": ""}
     Catalog(ITEMS[:4]).to_file(tmp_path / "items.parquet")
     with pytest.raises(ValueError, match=r"not those of its catalog\.json"):
         Catalog.load(tmp_path)

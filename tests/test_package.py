@@ -167,8 +167,8 @@ def reached(path: Path) -> set[Path]:
 
 @pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: path.stem)
 def test_what_travels_with_a_checkpoint_reaches_little(path):
-    """Outside `try:` torch, transformers, safetensors, numpy and the standard library; processors pyarrow too."""
-    allowed = {"torch", "transformers", "safetensors", "numpy", "huggingface_hub", *sys.stdlib_module_names}
+    """Outside `try:` torch, transformers and what it brings, numpy and the standard library; processors pyarrow too."""
+    allowed = {"torch", "transformers", "tokenizers", "safetensors", "numpy", "huggingface_hub", *sys.stdlib_module_names}
     if path.stem.startswith("processing"):
         allowed.add("pyarrow")
     for own in reached(path):
