@@ -147,22 +147,40 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
     def _assigned(self, catalog: Catalog, old: Identifiers | None, progress: Progress | None, model: IDGenRecModel | None) -> Identifiers:
         if model is None:
             raise ValueError("IDs are written by the model's generator: pass the model as well, model=... .")
+        latest = 0
+
+        def told(done: int, total: int) -> None:
+            nonlocal latest
+            latest = max(latest, done)
+            if progress is not None:
+                progress(latest, total)
+
+        def written(done: int) -> None:
+            # Rounds are long: within one, texts that have been written count, and whoever cancels is heard.
+            told(min(done, len(catalog) - 1), len(catalog))
+
         return assign_identifiers(
             catalog,
-            partial(self.write, model),
+            partial(self.write, model, progress=written),
             partial(self.tokenizer.encode, add_special_tokens=False),
             generator=old.fingerprint if old is not None else model.fingerprint,
             old=old,
             catalog=catalog.fingerprint,
             unknown=self.tokenizer.unk_token_id,
-            progress=progress,
+            progress=told,
         )
 
     @torch.inference_mode()
     def write(
-        self, model: IDGenRecModel, texts: Sequence[str], penalty: float = 1.0, min_length: int = 1, groups: int | None = None
+        self,
+        model: IDGenRecModel,
+        texts: Sequence[str],
+        penalty: float = 1.0,
+        min_length: int = 1,
+        groups: int | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> list[list[str]]:
-        """The generator's ID candidates for each text, best first; texts of like length share a batch."""
+        """The generator's ID candidates for each text, best first; texts of like length share a batch, after which `progress` is told."""
         tokens = self.text_tokens(texts)
         found: list[list[str]] = [[]] * len(texts)
         order = sorted(range(len(texts)), key=lambda row: len(tokens[row]))
@@ -175,6 +193,8 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
             for row, own in zip(rows, candidates.tokens.tolist(), strict=True):
                 decoded = map(clean_words, self.tokenizer.batch_decode(own, skip_special_tokens=True))
                 found[row] = [_whole(text, texts[row]) for text in decoded] if model.config.own_words else list(decoded)
+            if progress is not None:
+                progress(start + len(rows))
         return found
 
     def word_tokens(self, text: str) -> list[tuple[int, ...]]:

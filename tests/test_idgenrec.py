@@ -378,6 +378,22 @@ def test_a_new_catalogue_gets_ids_and_a_larger_one_keeps_them(tiny_idgenrec, id_
     assert processor.with_catalog(processor.catalog) is processor
 
 
+def test_indexing_tells_how_far_it_is_and_can_be_stopped(tiny_idgenrec, id_processor, monkeypatch):
+    monkeypatch.setattr("genrec_hub.processing_idgenrec.WRITTEN_AT_ONCE", 4)
+    model, processor = tiny_idgenrec(), id_processor()
+    items, told = Catalog([Item(f"n-{n}", f"Brass hook {n}") for n in range(20)]), []
+    processor.with_catalog(items, lambda done, total: told.append((done, total)), model)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[0] == (4, 20)
+    assert told[-1] == (20, 20)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        processor.with_catalog(items, stop, model)
+
+
 def test_writing_does_not_depend_on_the_batch(tiny_idgenrec, id_processor):
     for generator in ("t5", "qwen3"):
         model, processor = tiny_idgenrec(generator=generator), id_processor()
