@@ -75,7 +75,9 @@ Loaders = Mapping[str, Callable[[], Recommender]]
 
 
 class Lazy:
-    """A recommender that is loaded once, by whichever thread asks first.
+    """A recommender that is loaded once, by whichever thread asks first, together with those it belongs to.
+
+    While transformers loads a model, tensors of another thread can land on its meta device; so nobody computes before all are loaded.
 
     Args:
         load: makes the recommender.
@@ -84,6 +86,12 @@ class Lazy:
     def __init__(self, load: Callable[[], Recommender]) -> None:
         self._load, self._lock = load, Lock()
         self._loaded: Recommender | None = None
+        self._together: list[Lazy] = [self]
+
+    def belong(self, others: "Iterable[Lazy]") -> None:
+        """Loads with the others from now on, under one lock."""
+        self._together = list(others)
+        self._lock = self._together[0]._lock
 
     @property
     def ready(self) -> bool:
@@ -95,6 +103,12 @@ class Lazy:
         with self._lock:
             if self._loaded is None:
                 self._loaded = self._load()
+            for other in self._together:
+                if other._loaded is None:
+                    try:
+                        other._loaded = other._load()
+                    except Exception:
+                        logger.exception("A model could not be loaded; it is tried again when it is asked for.")
             return self._loaded
 
 
@@ -106,6 +120,7 @@ def open_model(name: str) -> Recommender:
     encoder = getattr(pipe.processor, "encoder", None)
     if encoder is not None:
         encoder.cache = False
+        encoder.load()
     return cast(Recommender, pipe)
 
 
@@ -123,7 +138,10 @@ def default_models() -> dict[str, Callable[[], Recommender]]:
 def lazy_models(models: Loaders | None) -> dict[str, Lazy]:
     """The given models, or the embedded ones, each loaded at its first use."""
     loaders = default_models() if models is None else models
-    return {name: load if isinstance(load, Lazy) else Lazy(load) for name, load in loaders.items()}
+    made = {name: load if isinstance(load, Lazy) else Lazy(load) for name, load in loaders.items()}
+    for lazy in made.values():
+        lazy.belong(made.values())
+    return made
 
 
 def labels(names: Iterable[str]) -> dict[str, str]:
