@@ -95,7 +95,7 @@ class CatalogueTab:
         self.index.click(lambda: waiting, None, self.status, queue=False, **QUIET).then(
             self.begin, [self.upload, self.model, *fields], everything, concurrency_id="index", concurrency_limit=2, **QUIET
         )
-        self.cancel.click(self.stop, None, self.status, queue=False, **QUIET)
+        self.cancel.click(self.stop, None, None, queue=False, **QUIET)
         self.forget.click(self.drop, None, everything, **QUIET)
         demo.unload(self.leave)
         self.offers.click(self.offer, panel.history, panel.history, **QUIET)
@@ -185,12 +185,11 @@ class CatalogueTab:
         panel = self.panel
         return {panel.understood: "", panel.results: EMPTY, panel.answers: None, panel.fold: gr.Accordion(visible=False)}
 
-    def stop(self, request: gr.Request) -> str:
-        """The visitor calls the indexing off."""
+    def stop(self, request: gr.Request) -> None:
+        """The visitor calls the indexing off; the indexing itself says so, or a late word here would stand over its last one."""
         job = self.running.get(str(request.session_hash))
         if job is not None:
             job.cancel()
-        return cards.notice("info", "Cancelling", "It stops after the batch that is being read.")
 
     def leave(self, request: gr.Request) -> None:
         """The visitor has closed the page."""
