@@ -5,7 +5,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -219,17 +219,18 @@ def train_writer(
     seed: int = 0,
     batch: int = 64,
     rate: float = 2e-3,
+    phrases: Callable[[Catalog], Sequence[str]] = salient_words,
     **more: Any,
 ) -> dict[str, Any]:
-    """Teaches the generator to write the salient words of catalogues; frequencies are counted within each. Returns the phase's report."""
+    """Teaches the generator to write a phrase about each item of catalogues, its salient words for one. Returns the phase's report."""
     texts = [generator_text(item) for catalog in catalogs for item in catalog]
-    phrases = [phrase for catalog in catalogs for phrase in salient_words(catalog)]
+    wanted = [phrase for catalog in catalogs for phrase in phrases(catalog)]
     steps = math.ceil(len(texts) / batch)
     arguments = training_arguments(
         folder, epochs=epochs, batch=batch, rate=rate, steps_per_epoch=steps, seed=seed, eval_strategy="no", load_best_model_at_end=False,
         **more,
     )  # fmt: skip
-    trainer = WriterTrainer(model, arguments, texts, phrases, processor)
+    trainer = WriterTrainer(model, arguments, texts, wanted, processor)
     run(trainer, resume)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {"phase": "writer", "texts": len(texts), "losses": losses}

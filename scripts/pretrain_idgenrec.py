@@ -20,7 +20,7 @@ from pretrain_setrec import TEST, TRAIN, fuse, users_of
 from transformers import EarlyStoppingCallback, set_seed
 
 from genrec_hub import Catalog, Domain, IDGenRecConfig, IDGenRecModel, IDGenRecProcessor
-from genrec_hub.phrases import generator_text, salient_words
+from genrec_hub.phrases import generator_text, leading_words
 from genrec_hub.recipes_idgenrec import small_language_models, small_tokenizer, train_writer
 from genrec_hub.training import run, training_arguments
 from genrec_hub.training_idgenrec import PackedRecommenderTrainer
@@ -117,7 +117,7 @@ def writer(chosen: argparse.Namespace, catalogs: list[Catalog]) -> tuple[IDGenRe
     if chosen.resume and (place / "training.json").is_file():
         report = json.loads((place / "training.json").read_text())
         return IDGenRecModel.from_pretrained(place), IDGenRecProcessor.from_pretrained(place), report
-    texts = [text for catalog in catalogs for text in (*map(generator_text, catalog), *salient_words(catalog))]
+    texts = [text for catalog in catalogs for text in (*map(generator_text, catalog), *map(leading_words, catalog))]
     tokenizer = small_tokenizer(texts, chosen.vocabulary)
     settings = {
         "normalizer": "tree",
@@ -131,7 +131,17 @@ def writer(chosen: argparse.Namespace, catalogs: list[Catalog]) -> tuple[IDGenRe
     parts = small_language_models(len(tokenizer), chosen.hidden, chosen.layers, settings["dropout"])
     model = IDGenRecModel(IDGenRecConfig(**parts, **settings))
     bare = IDGenRecProcessor(tokenizer, max_items=chosen.max_items, max_text=chosen.max_text)
-    report = train_writer(model, bare, catalogs, place / "run", chosen.writer_epochs, chosen.resume, chosen.seed, rate=chosen.writer_rate)
+    report = train_writer(
+        model,
+        bare,
+        catalogs,
+        place / "run",
+        chosen.writer_epochs,
+        chosen.resume,
+        chosen.seed,
+        rate=chosen.writer_rate,
+        phrases=lambda catalog: [leading_words(item) for item in catalog],
+    )
     model.save_pretrained(place)
     bare.save_pretrained(place)
     (place / "training.json").write_text(json.dumps(report, indent=2) + "\n")
