@@ -67,6 +67,9 @@ class Recommender(Protocol):
     def nearest(self, history: str, items: Sequence[str] = (), most: int = 5) -> list[dict[str, Any]]:
         """Gives the items nearest to each token, for models whose tokens are no words."""
 
+    def usual(self, history: str) -> list[float]:
+        """Gives what each token adds to the score of an average item, for models whose tokens are no words."""
+
     def with_catalog(self, catalog: Catalog, progress: Callable[[int, int], None] | None = None) -> "Recommender":
         """Makes a recommender of the same weights over other items."""
 

@@ -11,7 +11,7 @@ import gradio as gr
 from .demo_models import Lazy, labels
 from .demo_panel import Chosen, Panel, connect, department_choices, html, lay_out
 from .demo_requests import MAX_HISTORY, MAX_K, pick
-from .demo_texts import PERSONAS
+from .demo_texts import MODEL_HELP, PERSONAS
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def recommend_tab(demo: gr.Blocks, lazy: Mapping[str, Lazy]) -> Panel:
             html('<p class="gh-lead">Start from an example</p>', "gh-lead")
             personas = {name: gr.Button(name, size="sm", variant="secondary") for name in PERSONAS}
         models = [(label, name) for name, label in names.items()] + ([("Side by side", BOTH)] if len(names) > 1 else [])
-        model = gr.Radio(models, value=models[0][1], label="Model", visible=len(models) > 1, elem_classes="gh-model")
+        model = gr.Radio(models, value=models[0][1], label="Model", info=MODEL_HELP, visible=len(models) > 1, elem_classes="gh-model")
     with panel.below, gr.Row(elem_classes="gh-links"):
         share = gr.Button("Copy link to this history", size="sm", variant="secondary")
         html('<p class="gh-said" role="status"></p>')

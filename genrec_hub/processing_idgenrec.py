@@ -360,7 +360,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
 
     @torch.inference_mode()
     def beams(self, model: IDGenRecModel, history: Lines | History, beams: int = 20, exclude_seen: bool = True) -> list[dict[str, object]]:
-        """The IDs that the search ended with, best first: text, logprob, and the item.
+        """The IDs that the search ended with, best first: text, logprob, score, and the item.
 
         Args:
             model: the model in evaluation mode.
@@ -372,7 +372,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         seen = [[row for row in read.rows if row is not None]] if exclude_seen else None
         found = model.recommend(self._at(model, self.history_tokens([read], model)), self.trie, beams, None, seen)
         return [
-            {**self._identifier(row, self._logprob(model, row, score)), "item": self.catalog[row].to_dict()}
+            {**self._identifier(row, self._logprob(model, row, score)), "score": score, "item": self.catalog[row].to_dict()}
             for row, score in zip(found.rows[0].tolist(), found.scores[0].tolist(), strict=True)
             if row >= 0
         ]
