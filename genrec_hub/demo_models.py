@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,11 @@ from threading import Lock
 from typing import Any, Final, Protocol, TypedDict, cast
 
 import numpy as np
+import yaml
 
 from .catalog import Catalog
 from .demo_cards import BeamFields, IdentifierFields, RecommendationFields
+from .demo_gpu import Lent, lend
 from .history import History
 
 logger = logging.getLogger(__name__)
@@ -124,7 +127,7 @@ def open_model(name: str) -> Recommender:
     if encoder is not None:
         encoder.cache = False
         encoder.load()
-    return cast(Recommender, pipe)
+    return cast(Recommender, lend(name, pipe))
 
 
 def default_models() -> dict[str, Callable[[], Recommender]]:
@@ -136,6 +139,13 @@ def default_models() -> dict[str, Callable[[], Recommender]]:
     order = list(KINDS)
     names = sorted((name for name, kind in kinds.items() if kind in order), key=lambda name: (order.index(kinds[name]), name))
     return {name: partial(open_model, name) for name in names}
+
+
+def space_models(readme: Path) -> dict[str, Callable[[], Recommender]]:
+    """The models that a Space's README names in its header, first, and the embedded ones; each is loaded at its first use."""
+    header = re.match(r"\A---\n(.*?)\n---\n", readme.read_text(encoding="utf-8"), re.DOTALL) if readme.is_file() else None
+    named = yaml.safe_load(header[1]).get("models") if header else None
+    return {name: partial(open_model, name) for name in named or ()} | default_models()
 
 
 def lazy_models(models: Loaders | None) -> dict[str, Lazy]:
@@ -158,7 +168,9 @@ def warm_up(models: Iterable[Lazy]) -> None:
     """Loads models and their encoders ahead of the first request, one after the other; what goes wrong is logged."""
     for load in models:
         try:
-            load()("coffee", top_k=1)
+            pipe = load()
+            if not isinstance(pipe, Lent):  # nobody lends a GPU to nobody
+                pipe("coffee", top_k=1)
         except Exception:
             logger.exception("A model could not be loaded ahead of the first request.")
     gc.freeze()

@@ -93,6 +93,7 @@ def recommend_tab(demo: gr.Blocks, lazy: Mapping[str, Lazy]) -> Panel:
     everything = [history, model, panel.k, panel.exclude_seen, panel.department]
     back = demo.load(arrive, [kept, link, history], [*everything, shelf, link], js=_ARRIVE, queue=False, **quiet)
     back.then(departments, [model, shelf], panel.department, **quiet).then(None, link, None, js=_ANSWER, api_visibility="private")
+    model.change(departments, [model, panel.department], panel.department, **quiet)  # each model may have a catalogue of its own
     gr.on([one.change for one in everything], None, everything, kept, js=_KEEP, api_visibility="private")
     return panel
 
