@@ -21,6 +21,8 @@ from .history import History
 logger = logging.getLogger(__name__)
 
 PRETRAINED: Final = Path(__file__).with_name("pretrained")
+PREPARED: Final = 2000
+"""Items of a catalogue whose labels are made before anybody asks."""
 KINDS: Final = {"setrec": "SETRec", "idgenrec": "IDGenRec"}
 
 
@@ -171,6 +173,8 @@ def warm_up(models: Iterable[Lazy]) -> None:
             pipe = load()
             if not isinstance(pipe, Lent):  # nobody lends a GPU to nobody
                 pipe("coffee", top_k=1)
+                if len(pipe.catalog) <= PREPARED:
+                    pipe.identify()  # the labels of all items, which answers then find made
         except Exception:
             logger.exception("A model could not be loaded ahead of the first request.")
     gc.freeze()

@@ -36,7 +36,7 @@ CROWDING = np.float32(0.1)
 """Length of the crowding number beside the unit vectors: small, so that likeness hardly sees it; the model's prior does."""
 NEIGHBOURS = 6
 """Items whose words label a token."""
-LABEL_POOL = 20_000
+LABEL_POOL = 4096
 """Items among which the neighbours of a token are looked for."""
 AVERAGE_POOL = 512
 """Items, evenly spread over the catalogue, that stand for an average one."""
@@ -79,6 +79,7 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         self.encoder = encoder if isinstance(encoder, TextEncoder) else TextEncoder(encoder, max_tokens)
         self.max_items = max_items
         self._features = dict(features) if features is not None else None
+        self._labels: tuple[tuple[Any, ...], dict[int, list[str]]] = ((), {})
         if self._features is None and len(self.catalog):
             self._features = self._encode(self.catalog, None, progress)
         if self._features is not None and len(self._features["semantic"]) != len(self.catalog):
@@ -376,21 +377,36 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
 
         Shape: K rows, scores K x Q -> K lists of Q dicts with slot, score and label.
         """
+        moment = model.moment()
+        if self._labels[0] != moment:
+            self._labels = (moment, {})
+        known = self._labels[1]
+        missing = [row for row in rows if row not in known]
+        if missing:
+            known.update(zip(missing, self._label(model, missing), strict=True))
+        return [
+            [
+                {"slot": name, "score": None if scores is None else float(scores[place][slot]), "label": known[row][slot]}
+                for slot, name in enumerate(model.config.slots)
+            ]
+            for place, row in enumerate(rows)
+        ]
+
+    def _label(self, model: SETRecModel, rows: Sequence[int]) -> list[list[str]]:
         near = self._nearest(model, self._tokens(model, rows), NEIGHBOURS)[0].tolist()
         texts, frequency = self.catalog.labels, self.catalog.label_frequency
-        labelled = []
-        for place, row in enumerate(rows):
-            tokens: list[dict[str, object]] = []
+        labels = []
+        for row, around in zip(rows, near, strict=True):
+            own: list[str] = []
             used: set[str] = set()
-            for slot, name in enumerate(model.config.slots):
-                neighbours = dict.fromkeys([row, *near[place][slot]])
+            for places in around:
+                neighbours = dict.fromkeys([row, *places])
                 words = typical_words([texts[r] for r in neighbours], frequency, len(self.catalog), most=LABEL_WORDS)
                 fresh = [word for word in words if word not in used][:2] or words[:2]
                 used.update(fresh)
-                label = " ".join(fresh) or self.catalog[row].title
-                tokens.append({"slot": name, "score": None if scores is None else float(scores[place][slot]), "label": label})
-            labelled.append(tokens)
-        return labelled
+                own.append(" ".join(fresh) or self.catalog[row].title)
+            labels.append(own)
+        return labels
 
     @torch.inference_mode()
     def nearest(self, model: SETRecModel, history: Lines | History, rows: Sequence[int] = (), most: int = 5) -> list[dict[str, object]]:
