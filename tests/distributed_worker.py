@@ -1,8 +1,9 @@
 """What test_distributed.py runs, alone or under torchrun: both recipes, then everything that a checkpoint is asked for.
 
-python tests/distributed_worker.py FOLDER BATCH [idgenrec | scripts | slow | slow-idgenrec | apart]
+python tests/distributed_worker.py FOLDER BATCH [idgenrec | scripts | cut | slow | slow-idgenrec | apart]
 
-idgenrec: all phases of IDGenRec instead of SETRec. scripts: the two pretraining scripts. slow: SETRec alone, every step noted and drawn
+idgenrec: all phases of IDGenRec instead of SETRec. scripts: the two pretraining scripts. cut: SETRec on a tiny Qwen2, whose weights
+`accelerate launch --config_file configs/fsdp.yaml` cuts up. slow: SETRec alone, every step noted and drawn
 out, a checkpoint every 4 steps, resumed where there is one; slow-idgenrec: the same of a generator and a recommender of IDs. apart:
 gradients stay apart.
 """
@@ -14,9 +15,10 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate.state import DistributedType, PartialState
 from conftest import FakeEncoder
 from safetensors.torch import load_file, save_file
-from transformers import Trainer
+from transformers import Qwen2Config, Trainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import pretrain_idgenrec
@@ -51,11 +53,7 @@ def train_one(domain, folder: Path, settings: Settings, resume: bool = False, ar
         resume,
         encoder=FakeEncoder(),  # type: ignore[arg-type]
         arguments={**PLAIN, **(arguments or {})},
-        dropout=0.0,
-        semantic_tokens=2,
-        semantic_widths=(12,),
-        text_config=small_backbone(32, 1, 0.0),
-        **more,
+        **{"dropout": 0.0, "semantic_tokens": 2, "semantic_widths": (12,), "text_config": small_backbone(32, 1, 0.0), **more},
     )
 
 
@@ -153,13 +151,36 @@ def scripts(folder: Path, batch: int) -> tuple[dict[str, torch.Tensor], dict[str
     return weights, told
 
 
+def cut(folder: Path, batch: int) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+    """SETRec on a Qwen2; several processes are taken for GPUs, since accelerate cuts weights up for those alone."""
+    tiny = Qwen2Config(vocab_size=1, hidden_size=32, intermediate_size=64, num_attention_heads=2, num_key_value_heads=2)
+    tiny.num_hidden_layers, tiny.use_cache = 2, False
+    kinds = set()
+    plain = SETRecTrainer.training_step
+
+    def step(self, *arguments, **named) -> torch.Tensor:
+        kinds.update(type(parameter).__name__ for parameter in self.model_wrapped.parameters())
+        return plain(self, *arguments, **named)
+
+    SETRecTrainer.training_step = step  # type: ignore[method-assign]
+    train_one(
+        synthetic_domain(USERS, ITEMS, 0), folder, Settings(epochs=2, batch=batch, rate=1e-3, negatives=8), cf=False, text_config=tiny
+    )
+    report = json.loads((folder / "setrec/training.json").read_text())
+    weights = load_file(folder / "setrec/model.safetensors")
+    return weights, {"validation": report["validation"], "curve": report["curve"], "parameters": report["parameters"], "kinds": list(kinds)}
+
+
 def main() -> None:
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+        PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
     folder, batch = Path(sys.argv[1]), int(sys.argv[2])
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     torch.set_num_threads(1)
     processes.join()
     assert processes.count() == expected
-    made = {"idgenrec": words, "scripts": scripts}.get("".join(sys.argv[3:]))
+    made = {"idgenrec": words, "scripts": scripts, "cut": cut}.get("".join(sys.argv[3:]))
     if made is not None:
         tensors, told = made(folder, batch)
         save_file({name: values.contiguous() for name, values in tensors.items()}, folder / f"result-{processes.number()}.safetensors")

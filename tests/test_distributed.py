@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from typer.testing import CliRunner
 
 from genrec_hub import processes
@@ -22,14 +24,15 @@ from genrec_hub.evaluation import evaluate
 from genrec_hub.grounding import merge, top_k, top_k_of_shares
 from genrec_hub.training import LengthBucketSampler
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 WORKER = Path(__file__).parent / "distributed_worker.py"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def start(folder, *arguments, several=False, **more):
+def start(folder, *arguments, several=False, launcher=TORCHRUN):
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(WORKER.parent.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **more}
-    command = [sys.executable, *(TORCHRUN if several else []), str(WORKER), str(folder), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(WORKER.parent.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *(launcher if several else []), str(WORKER), str(folder), *map(str, arguments)]
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
@@ -168,6 +171,36 @@ def test_every_process_gets_whole_batches(users):
     rows = list(several)
     assert len(rows) == len(several) == -(-users // 8) * 8
     assert [row for row in rows if row >= 0] == list(alone)
+
+
+# Large backbones
+
+
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
+def test_accelerate_reads_the_configurations(name):
+    config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
+    assert config.distributed_type == name.upper()
+    assert config.mixed_precision == "bf16"
+    own = getattr(config, f"{name}_config")
+    assert own == {"fsdp": own | {"fsdp_version": 2}, "deepspeed": own | {"zero_stage": 2}}[name]
+    if name == "fsdp":
+        assert own["fsdp_transformer_layer_cls_to_wrap"] == Qwen2DecoderLayer.__name__
+
+
+@pytest.mark.soak
+def test_weights_that_are_cut_up_end_as_whole_ones(tmp_path):
+    """FSDP2 through `accelerate launch` with the repository's configuration, in float32 on two processes that are taken for GPUs."""
+    config = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "fsdp.yaml"), "--num_processes=2", "--mixed_precision=no"]
+    finish(start(tmp_path / "two", 4, "cut", several=True, launcher=config), tmp_path / "two")
+    finish(start(tmp_path / "one", 8, "cut"), tmp_path / "one")
+    (one,), (told,) = results(tmp_path / "one", 1)
+    assert told.pop("kinds") == ["Parameter"]
+    assert told.pop("processes") == 1
+    for tensors, tale in zip(*results(tmp_path / "two", 2), strict=True):
+        assert tale.pop("kinds") == ["DTensor"]
+        assert tale.pop("processes") == 2
+        assert far(one, tensors) < (1e-5,)
+        assert near(tale, told)
 
 
 # Faults
