@@ -160,12 +160,8 @@ class Run:
         """Runs what is not finished, first one seed of every cell, then the others; returns the number of runs that failed."""
         failed = 0
         wanted = [cell for name, cell in self.cells.items() if fnmatch.fnmatch(name, pattern)]
-        turns = [
-            (cell, cell.seeds[turn])
-            for turn in range(max((len(cell.seeds) for cell in wanted), default=0))
-            for cell in wanted
-            if turn < len(cell.seeds)
-        ]
+        most = self.options.seeds or max(len(cell.seeds) for cell in CELLS)
+        turns = [(cell, seed) for turn in range(most) for cell in wanted for seed in cell.seeds[turn : turn + 1]]
         for cell, seed in turns:
             if self.finished(cell, seed):
                 continue
@@ -212,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, default=Path("runs/tables"), help="folder of the cells")
     parser.add_argument("--only", default="*", help="cells whose name (domain/row) fits this pattern")
+    parser.add_argument("--seeds", type=int, help="at most so many seeds of a cell")
     parser.add_argument("--checkpoint", action="append", default=[], metavar="CELL=FOLDER", help="a finished checkpoint for a cell")
     parser.add_argument("--quick", action="store_true", help="every cell on a sample of the users, one epoch each")
     parser.add_argument(
