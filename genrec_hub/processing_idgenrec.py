@@ -386,7 +386,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         exclude_seen: bool = True,
         allowed: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Scores of the items that a beam search finds for histories given as rows; -inf for all others. Shape: B, allowed (V,) -> (B, V)."""
+        """Scores of the items that a beam search finds for histories of rows; -inf for all others. Shape: B, allowed (V,) -> (B, V)."""
         trie = self.trie if index is None else index
         scores = torch.full((len(histories), len(self.catalog)), -torch.inf)
         # Prompts of like length share a batch.

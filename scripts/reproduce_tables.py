@@ -7,13 +7,15 @@
     python scripts/reproduce_tables.py --output runs/tables --render docs/results.md                 what has been run, at any time
     python scripts/reproduce_tables.py ... --list                                                    the cells and where they stand
 
-A cell (one row of one domain) has a folder in the output, with one folder a seed: `model/` (its checkpoint), `answers.safetensors` (the ranks
-of all users) and, last of all and whole or not at all, `result.json`. A cell with a result is skipped; one that was interrupted goes on from
-its last checkpoint. All cells stand in tables/cells.py. Everything is chosen on validation data; the test set is asked once per cell and seed.
+A cell (one row of one domain) has a folder in the output, with one folder a seed: `model/` (its checkpoint), `answers.safetensors` (the
+ranks of all users) and, last of all and whole or not at all, `result.json`. A cell with a result is skipped; one that was interrupted
+goes on from its last checkpoint. All cells stand in tables/cells.py. Everything is chosen on validation data; the test set is asked once
+per cell and seed.
 """
 
 import argparse
 import fnmatch
+import json
 import logging
 import os
 import shlex
@@ -29,8 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from prepare_data import prepare
 from tables.artefacts import key_sorted
@@ -45,6 +47,7 @@ from genrec_hub.recipes import hardware
 
 logger = logging.getLogger("reproduce_tables")
 
+HERE = Path(__file__).resolve().parent
 RESULT = "result.json"
 QUICK_USERS = 120
 """Users of a domain with --quick; the catalogue is what they took."""
@@ -89,6 +92,7 @@ class Run:
 
     def __init__(self, options: argparse.Namespace, command: str) -> None:
         self.options, self.command, self.output = options, command, options.output
+        self.commit = commit()  # of the code that is loaded, whatever becomes of the files
         self.given = dict(pair.split("=", 1) for pair in options.checkpoint)
         self.cells = {cell.name: quick(cell) if options.quick else cell for cell in CELLS}
         if unknown := self.given.keys() - self.cells.keys():
@@ -117,11 +121,15 @@ class Run:
             found[row] = self.checkpoint(other, other.seeds[0])
         return found
 
+    def is_given(self, cell: Cell, seed: int) -> bool:
+        """Whether a run is of a checkpoint at hand; that stands for the first seed."""
+        return cell.name in self.given and seed == cell.seeds[0]
+
     def checkpoint(self, cell: Cell, seed: int) -> Path:
         """The folder of a cell's model: its own, or the one that was given, which the result then names."""
-        if cell.name in self.given and seed == cell.seeds[0]:
+        if self.is_given(cell, seed):
             return Path(self.given[cell.name]).resolve()
-        result = training_like(self.folder(cell, seed) / RESULT)
+        result = read_json(self.folder(cell, seed) / RESULT)
         return Path(result["checkpoint"]) if result and result.get("checkpoint") else self.folder(cell, seed) / "model"
 
     def do(self, cell: Cell, seed: int) -> None:
@@ -131,12 +139,10 @@ class Run:
         domain = read_domain(cell.domain, options.source, self.output, options.quick)
         split, start, cpu = domain.split(cell.protocol), time.time(), time.process_time()
         task = Task(cell, seed, domain, split, self.checkpoint(cell, seed), self.needed(cell))
-        if cell.name in self.given and not task.finished:
+        if self.is_given(cell, seed) and not task.finished:
             raise FileNotFoundError(f"{task.folder} holds no finished checkpoint (training.json is missing).")
-        result: dict[str, Any] = {
-            "cell": cell.name, "table": cell.table, "domain": cell.domain, "protocol": cell.protocol, "stage": cell.stage, "row": cell.row,
-            "system": cell.system, "config": cell.config, "settings": cell.settings, "seed": seed, "note": cell.note, "quick": options.quick,
-        }  # fmt: skip
+        named = ("table", "domain", "protocol", "stage", "row", "system", "config", "settings", "note")
+        result: dict[str, Any] = {"cell": cell.name, "seed": seed, "quick": options.quick, **{name: getattr(cell, name) for name in named}}
         if cell.system in STUDIES:
             result["study"] = STUDIES[cell.system](task)
         else:
@@ -150,10 +156,14 @@ class Run:
             result["training"] = training and {name: training[name] for name in kept if name in training}
             result["test"] = measure(ranker, split, cell.stage, task.vectors, folder, options.bootstrap, options.max_users)
         result |= {
-            "checkpoint": str(task.folder) if cell.name in self.given else None,
-            "seconds": round(time.time() - start, 1), "cpu_seconds": round(time.process_time() - cpu, 1),
-            "command": self.command, "commit": commit(), "hardware": hardware(), "fingerprint": domain.catalog.fingerprint,
-        }  # fmt: skip
+            "checkpoint": str(task.folder) if self.is_given(cell, seed) else None,
+            "seconds": round(time.time() - start, 1),
+            "cpu_seconds": round(time.process_time() - cpu, 1),
+            "command": self.command,
+            "commit": self.commit,
+            "hardware": hardware(),
+            "fingerprint": domain.catalog.fingerprint,
+        }
         write_json(folder / RESULT, result)
 
     def all(self, pattern: str) -> int:
@@ -181,10 +191,8 @@ class Run:
         return [f"{sum(self.finished(cell, seed) for seed in cell.seeds)}/{len(cell.seeds)}  {name}" for name, cell in self.cells.items()]
 
 
-def training_like(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON file if it is there."""
-    import json
-
     return json.loads(path.read_text()) if path.is_file() else None
 
 

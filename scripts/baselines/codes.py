@@ -1,8 +1,8 @@
 """What all code-sequence baselines share: items with codes become an IDGenRec whose IDs are codes instead of words.
 
-So every family is trained by the same recommender (a small Qwen3 from scratch, packed histories, probabilities over the tree) and decoded by
-the same beam search over the same kind of tree, and what differs between two rows of a table is the identifiers alone. A finished folder is
-an ordinary checkpoint: `genrec_hub.load` reads it.
+So every family is trained by the same recommender (a small Qwen3 from scratch, packed histories, probabilities over the tree) and decoded
+by the same beam search over the same kind of tree, and what differs between two rows of a table is the identifiers alone. A finished folder
+is an ordinary checkpoint: `genrec_hub.load` reads it.
 
 Differs: the papers train an encoder-decoder (T5) on each prefix of a history; here all prefixes are trained in one forward of a decoder.
 

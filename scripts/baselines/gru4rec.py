@@ -1,7 +1,8 @@
 """GRU4Rec: a recurrent network over item embeddings, trained like our SASRec.
 
 Source: Hidasi et al., Session-based Recommendations with Recurrent Neural Networks, ICLR 2016 (arXiv 1511.06939).
-Differs: loss, negatives, cosine scores and training are those of our SASRec, so that only the network between embeddings and scores differs.
+Differs: loss, negatives, cosine scores and training are those of our SASRec, so that only the network between embeddings and scores
+differs.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """LETTER: semantic codes that are pulled towards collaborative vectors and spread over their codebooks.
 
-Source: Wang et al., Learnable Item Tokenization for Generative Recommendation, CIKM 2024 (arXiv 2405.07314), equations 2 to 5: RQ-VAE of four
-levels of 256 codes, plus alpha x InfoNCE between an item's quantised vector and its CF vector, plus beta x a loss that keeps the codes of a
-cluster near each other and apart from others.
+Source: Wang et al., Learnable Item Tokenization for Generative Recommendation, CIKM 2024 (arXiv 2405.07314), equations 2 to 5: RQ-VAE of
+four levels of 256 codes, plus alpha x InfoNCE between an item's quantised vector and its CF vector, plus beta x a loss that keeps the codes
+of a cluster near each other and apart from others.
 Differs: CF vectors are those of the SASRec of the same split and pass a linear map; items that never occur in training have none and are
 not aligned; clusters are plain, not constrained, k-means, found once; the ranking-guided temperature of the decoder is left out.
 """

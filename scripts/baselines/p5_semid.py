@@ -1,7 +1,7 @@
 """P5-SemID: codes that are an item's category path, from the widest on.
 
-Source: Hua et al., How to Index Item IDs for Recommendation Foundation Models, SIGIR-AP 2023 (arXiv 2305.06569) section 4.4: a token for each
-category of the path, then a number that tells the items of one path apart.
+Source: Hua et al., How to Index Item IDs for Recommendation Foundation Models, SIGIR-AP 2023 (arXiv 2305.06569) section 4.4: a token for
+each category of the path, then a number that tells the items of one path apart.
 Differs: categories of the same name at different depths are different tokens; items without categories share the path "none".
 """
 

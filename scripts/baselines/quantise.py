@@ -1,11 +1,13 @@
 """Vectors -> codes of several levels: residual k-means, and a residual-quantised autoencoder (RQ-VAE).
 
-Source: TIGER (arXiv 2305.05065) section 3.1 for RQ-VAE; GRID (arXiv 2507.22224) for residual k-means, which is as good and has nothing to tune.
+Source: TIGER (arXiv 2305.05065) section 3.1 for RQ-VAE; GRID (arXiv 2507.22224) for residual k-means, which is as good and has nothing to
+tune.
 
 Dims: V items · S width of their vectors · D width of the code space · K codes of a level · M levels.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -116,6 +118,6 @@ def train_rqvae(
 
 def _layers(widths: list[int]) -> nn.Sequential:
     steps: list[nn.Module] = []
-    for place, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for place, (before, after) in enumerate(pairwise(widths)):
         steps += [nn.Linear(before, after)] + [nn.ReLU()] * (place + 2 < len(widths))
     return nn.Sequential(*steps)

@@ -1,9 +1,9 @@
 """TIGER: an item is a sequence of semantic codes, from coarse to fine.
 
-Source: Rajput et al., Recommender Systems with Generative Retrieval, NeurIPS 2023 (arXiv 2305.05065): three codes of 256 from the item's text,
-and a fourth that tells items with equal codes apart.
-Differs: residual k-means on MiniLM vectors unless `quantiser="rq-vae"` (GRID, arXiv 2507.22224, finds it as good); no user token; the decoder
-of `codes`.
+Source: Rajput et al., Recommender Systems with Generative Retrieval, NeurIPS 2023 (arXiv 2305.05065): three codes of 256 from the item's
+text, and a fourth that tells items with equal codes apart.
+Differs: residual k-means on MiniLM vectors unless `quantiser="rq-vae"` (GRID, arXiv 2507.22224, finds it as good); no user token; the
+decoder of `codes`.
 """
 
 import numpy as np

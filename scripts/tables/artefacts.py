@@ -1,7 +1,7 @@
 """The two artefacts of IDGenRec's published evaluation, each to be switched on, so that their size can be measured; and its prompts.
 
-Nothing here is used by the package. Source: IDGenRec's issues 1 (user IDs are written about the whole history, target included), 3 and 7 (the
-Toys and Sports histories are sorted by item id).
+Nothing here is used by the package. Source: IDGenRec's issues 1 (user IDs are written about the whole history, target included), 3 and 7
+(the Toys and Sports histories are sorted by item id).
 """
 
 import json

@@ -114,7 +114,7 @@ def _table_4(domain: str) -> Iterator[Cell]:
 
 
 def _tables_5_6(domain: str) -> Iterator[Cell]:
-    """IDGenRec's Tables 5 and 6: what is trained, and whose IDs the prompt names. The rows "Rec-only" and "item" are row idgenrec and prompt-item."""
+    """IDGenRec's Tables 5 and 6: what is trained, and whose IDs the prompt names. Rec-only is the row idgenrec of Table 4."""
     for row, strategy in (("id-only", "generator"), ("alternate", "alternate")):
         yield Cell("table-5", domain, "leave-one-out", row, "idgenrec", {**IDGENREC, "strategy": strategy}, SEQUENCE)
     for kind in ("item", "user", "both"):

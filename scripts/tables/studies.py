@@ -5,6 +5,7 @@ Dims: B batch · V catalogue size · T tokens of an identifier with its end.
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,24 +44,13 @@ def hf_beam(task: Task) -> dict[str, Any]:
     cases, _ = ask(task.split.test, exclude_seen=True)
     own = cases.sample(task.config["users"], task.seed).histories
     histories = [[processor.identifiers.tokens[int(item)].tolist() for item in own[row][-processor.max_items :]] for row in range(len(own))]
-    tree = _tree([tokens.tolist() for tokens in processor.identifiers.tokens], processor.eos)
+    tree = prefix_tree([tokens.tolist() for tokens in processor.identifiers.tokens], processor.eos)
     trie = processor.trie
     spent = {"hf": 0.0, "ours-single": 0.0, "ours": 0.0}
     for history in histories:
         inputs = processor.inputs([history], model)
         start = time.process_time()
-        model.recommender.generate(
-            **inputs,
-            prefix_allowed_tokens_fn=_allowed(tree, inputs["input_ids"].shape[1], processor.eos),
-            num_beams=beams,
-            num_return_sequences=beams,
-            max_new_tokens=trie.depth,
-            renormalize_logits=model.config.normalizer == "tree",
-            length_penalty=model.config.length_penalty,
-            do_sample=False,
-            pad_token_id=processor.pad,
-            eos_token_id=processor.eos,
-        )
+        generate(model, processor, inputs, beams, tree)
         spent["hf"] += time.process_time() - start
         start = time.process_time()
         model.recommend(inputs, trie, beams)
@@ -73,25 +63,39 @@ def hf_beam(task: Task) -> dict[str, Any]:
     return {"sample": len(histories), "beams": beams, "cpu_seconds": {name: round(own * scale, 1) for name, own in spent.items()}}
 
 
-def _tree(sequences: list[list[int]], eos: int) -> dict[int, Any]:
+def generate(model: Any, processor: Any, inputs: dict[str, torch.Tensor], beams: int, tree: dict[int, Any]) -> torch.Tensor:
+    """The same beam search by `generate()`, for one user. Shape: -> (beams, prompt and identifier)."""
+    prompt = inputs["input_ids"].shape[1]
+
+    def allowed(_: int, tokens: torch.Tensor) -> list[int]:
+        node: dict[int, Any] | None = tree
+        for token in tokens[prompt:].tolist():
+            node = node.get(token) if node else None
+        return list(node) if node else [processor.eos]
+
+    found: torch.Tensor = model.recommender.generate(
+        **inputs,
+        prefix_allowed_tokens_fn=allowed,
+        num_beams=beams,
+        num_return_sequences=beams,
+        max_new_tokens=processor.trie.depth,
+        renormalize_logits=model.config.normalizer == "tree",
+        length_penalty=model.config.length_penalty,
+        do_sample=False,
+        pad_token_id=processor.pad,
+        eos_token_id=processor.eos,
+    )
+    return found
+
+
+def prefix_tree(sequences: list[list[int]], eos: int) -> dict[int, Any]:
+    """The identifiers as a tree of dicts, as a user of transformers writes it."""
     root: dict[int, Any] = {}
     for sequence in sequences:
         node = root
         for token in (*sequence, eos):
             node = node.setdefault(token, {})
     return root
-
-
-def _allowed(tree: dict[int, Any], prompt: int, eos: int) -> Callable[[int, torch.Tensor], list[int]]:
-    """What a user of transformers writes: a tree of dicts, walked from its root for every beam at every step."""
-
-    def allowed(_: int, tokens: torch.Tensor) -> list[int]:
-        node: dict[int, Any] | None = tree
-        for token in tokens[prompt:].tolist():
-            node = node.get(token) if node else None
-        return list(node) if node else [eos]
-
-    return allowed
 
 
 def layout(task: Task) -> dict[str, Any]:
@@ -107,7 +111,7 @@ def layout(task: Task) -> dict[str, Any]:
         vectors = pipe.processor.index(pipe.model.eval())[torch.from_numpy(rows)].detach().numpy()
     flat = PCA(min(30, *vectors.shape), random_state=task.seed).fit_transform(vectors)
     places = TSNE(2, init="pca", perplexity=min(30, len(rows) // 4), random_state=task.seed).fit_transform(flat)
-    kinds = [(departments(task.domain.catalog[int(row)].categories) + ["", ""])[1] for row in rows]
+    kinds = [[*departments(task.domain.catalog[int(row)].categories), "", ""][1] for row in rows]
     return {"x": places[:, 0].round(2).tolist(), "y": places[:, 1].round(2).tolist(), "department": kinds}
 
 
@@ -130,9 +134,7 @@ def evolution(task: Task) -> dict[str, Any]:
         if turn + 1 < rounds:
             once = type(chosen)(**{**chosen.__dict__, "epochs": 1, "rate": 1e-4})
             recipes_idgenrec.train_generator(model, processor, work / f"g{turn}", once, task.split, True)
-    changed = [
-        float(np.mean([a != b for a, b in zip(before, after, strict=True)])) for before, after in zip(history, history[1:], strict=False)
-    ]
+    changed = [float(np.mean([a != b for a, b in zip(before, after, strict=True)])) for before, after in pairwise(history)]
     items = [{"title": domain.catalog[int(row)].title, "identifiers": [texts[int(row)] for texts in history]} for row in shown]
     return {"items": items, "changed": changed, "validation": [phase.get("validation", {}) for phase in phases]}
 
