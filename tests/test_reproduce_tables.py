@@ -64,7 +64,9 @@ def test_the_table_of_cells_is_sound():
             assert known[f"{cell.domain}/{row}"] < number, f"{cell.name} comes before {row}, which it reads"
         assert cell.table in ("table-1", "table-4", "table-5", "table-6", "artefacts", "curves", "studies")
         assert cells.quick(cell).settings["epochs"] == 1
-        assert ("ARTEFACT" in cell.note) == (cell.table == "artefacts")
+        assert ("ARTEFACT" in cell.note) == bool(cell.twin)
+        assert not cell.twin or known[cell.twin] < number
+        assert not cell.twin or cell.table == "artefacts"
     asked = {cell.stage for cell in cells.CELLS if cell.table in ("curves", "studies")}
     assert asked == {"validation"}, "curves must not look at test"
 
@@ -113,6 +115,7 @@ def test_cells_run_once_resume_and_render(tool, place, monkeypatch):
     assert "±" in text
     assert "Not run: never-curves." in text
     assert "| setrec less | all R@10 | all N@10 |" in text
+    assert "- All R@10, setrec against tuned SASRec (sasrec): " in text
     assert (page.parent / "figures" / "beams.png").is_file()
     popular["test"]["groups"]["all"]["NDCG@10"]["mean"] = 0.7654
     (folder / "out" / "setrec_toys" / "popularity" / "seed0" / "result.json").write_text(json.dumps(popular))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import figures, published
-from .cells import IDGENREC_DOMAINS, SETREC_DOMAINS, Cell
+from .cells import CODES, FREE, IDGENREC_DOMAINS, SETREC_DOMAINS, Cell
 from .measure import METRICS, compare, write_json
 
 HERO = {"table-1": "setrec", "table-4": "idgenrec"}
@@ -74,7 +74,7 @@ def render(output: Path, target: Path, cells: Sequence[Cell], bootstrap: int = 1
         lines += _plain_table(f"{title}, {own[0].domain}", own, results, pairs, _old_and_new(own[0].domain))
     lines += ["## Artefacts of the published evaluation, switched on", "", ARTEFACTS, ""]
     own = [cell for cell in cells if cell.table == "artefacts"]
-    lines += _plain_table(own[0].domain, own, results, pairs, None)
+    lines += _plain_table(own[0].domain, own, results, pairs, _without_fault(own, results), ("without the fault: R@10", "N@10"))
     lines += ["## Figures", "", FIGURES, ""]
     lines += figures.draw(results, target.parent / "figures")
     lines += ["", "## Curves and ablations, validation", "", CURVES, ""]
@@ -105,7 +105,7 @@ def _table_1(domain: str, cells: Sequence[Cell], results: Results, pairs: dict[s
             line += [*(map(_number, theirs) if theirs else ["-"] * 4), *([str(took or "-")] if group == "all" else [])]
             lines.append(_row(line))
         lines.append("")
-    lines += _times(domain, results)
+    lines += _claims(domain, cells, results, pairs) + _times(domain, results)
     lines += [
         _missing(cells, results),
         "",
@@ -116,7 +116,12 @@ def _table_1(domain: str, cells: Sequence[Cell], results: Results, pairs: dict[s
 
 
 def _plain_table(
-    title: str, cells: Sequence[Cell], results: Results, pairs: dict[str, Any], theirs: Callable[[str], list[str]] | None
+    title: str,
+    cells: Sequence[Cell],
+    results: Results,
+    pairs: dict[str, Any],
+    beside: Callable[[Cell], list[str]] | None,
+    headings: Sequence[str] = ("published HR@10 / N@10", "re-evaluated by others, without the leak"),
 ) -> list[str]:
     """One table over all users of a domain."""
     lines = [f"### {title}", ""]
@@ -125,41 +130,79 @@ def _plain_table(
         return [*lines, _missing(cells, results), ""]
     cold = any("cold" in run["test"]["groups"] for cell in shown for run in results[cell.name])
     head = ["", *_HEADS, *(["cold among cold R@10"] if cold else []), "users", "CPU s to answer"]
-    head += ["published HR@10 / N@10", "re-evaluated by others, without the leak"] if theirs else []
+    head += headings if beside else []
     lines += [_row(head), _row(["---"] * len(head))]
     for cell in shown:
         runs = [run["test"] for run in results[cell.name]]
         line = [_named(cell, results), *(_mean(runs, "all", metric) for metric in METRICS)]
         line += [_mean(runs, "cold", "Recall@10")] if cold else []
-        line += [f"{runs[0]['users']:,}", f"{min(run['cpu_seconds'] for run in runs):,.1f}", *(theirs(cell.row) if theirs else [])]
+        line += [f"{runs[0]['users']:,}", f"{min(run['cpu_seconds'] for run in runs):,.1f}", *(beside(cell) if beside else [])]
         lines.append(_row(line))
     hero = HERO.get(cells[0].table, "")
     verdicts = _verdicts(cells[0].domain, hero, cells, pairs, ("all",)) if hero else []
     return [*lines, "", _missing(cells, results), "", *verdicts, *_provenance(cells, results)]
 
 
-def _old_and_new(domain: str) -> Callable[[str], list[str]]:
-    return lambda row: [f"{_number(found[1])} / {_number(found[3])}" if found else "-" for found in published.idgenrec(domain, row)]
+def _old_and_new(domain: str) -> Callable[[Cell], list[str]]:
+    return lambda cell: [f"{_number(found[1])} / {_number(found[3])}" if found else "-" for found in published.idgenrec(domain, cell.row)]
+
+
+def _without_fault(cells: Sequence[Cell], results: Results) -> Callable[[Cell], list[str]]:
+    """The row's twin, which differs in the fault alone."""
+
+    def twin(cell: Cell) -> list[str]:
+        runs = [run["test"] for run in results.get(cell.twin, [])]
+        return [_mean(runs, "all", metric) for metric in ("Recall@10", "NDCG@10")]
+
+    return twin
+
+
+def _claims(domain: str, cells: Sequence[Cell], results: Results, pairs: dict[str, Any]) -> list[str]:
+    """What the tables say of SETRec, in sentences: against the best other generative row, the best text row, and SASRec."""
+    hero = "setrec"
+    kinds = {
+        "the best other generative row that has run": [*CODES, "idgenrec", "setrec-small", "setrec-t5"],
+        "the best training-free text row": [row for row in FREE if row.startswith("text")],
+        "tuned SASRec": ["sasrec"],
+    }
+    lines = []
+    for group in ("all", "warm", "cold"):
+        for kind, rows in kinds.items():
+            there = {
+                cell.row: results[cell.name][0]["test"]["groups"][group]["Recall@10"]["mean"]
+                for cell in cells
+                if cell.row in rows and f"{domain}/{hero} - {cell.name}" in pairs and group in results[cell.name][0]["test"]["groups"]
+            }
+            if there:
+                best = max(there, key=lambda row: there[row])
+                pair = pairs[f"{domain}/{hero} - {domain}/{best}"]["groups"][group]["Recall@10"]
+                lines.append(f"- {group.capitalize()} R@10, {hero} against {kind} ({best}): {_difference(pair)}, {pair['verdict']}.")
+    return [*lines, ""] if lines else []
 
 
 def _times(domain: str, results: Results) -> list[str]:
-    """What the search costs in `generate()` and in ours, beside the one-shot."""
+    """What a search costs in `generate()` and in ours, beside the one shot."""
     study, once = results.get(f"{domain}/idgenrec-hf", []), results.get(f"{domain}/setrec", [])
-    if not study:
-        return []
-    own = study[0]["study"]
-    took = own["cpu_seconds"]
-    text = (
-        f"IDGenRec's test set decoded with {own['beams']} beams, scaled from a sample of {own['sample']} users: `generate()` with a prefix "
-        f"function, a user at a time, {took['hf']:,.0f} CPU s; our beam a user at a time {took['ours-single']:,.0f}, in batches "
-        f"{took['ours']:,.0f}."
-    )
-    if once:
-        shot = once[0]["test"]["cpu_seconds"]
-        text += (
-            f" SETRec's one shot, {shot:,.1f} CPU s, is {_ratio(shot, took['hf'])} of the first, {_ratio(shot, took['ours'])} of the last."
+    shot = once[0]["test"]["cpu_seconds"] if once else None
+    lines = []
+    if study:
+        own = study[0]["study"]
+        took = own["cpu_seconds"]
+        text = (
+            f"IDGenRec's test set decoded with {own['beams']} beams, scaled from a sample of {own['sample']} users: `generate()` with a "
+            f"prefix function, a user at a time, {took['hf']:,.0f} CPU s; our beam a user at a time {took['ours-single']:,.0f}, in batches "
+            f"{took['ours']:,.0f}."
         )
-    return [text, ""]
+        if shot:
+            text += (
+                f" SETRec's one shot, {shot:,.1f} CPU s, is {shot / took['hf']:.3f} of the first, {shot / took['ours']:.3f} of the last."
+            )
+        lines += [text, ""]
+    found = {row: runs[0]["test"]["cpu_seconds"] for row in CODES if (runs := results.get(f"{domain}/{row}", []))}
+    if shot and found:
+        told = ", ".join(f"{row} {shot / seconds:.3f}" for row, seconds in found.items())
+        lines += [f"SETRec's seconds over those of our beam on codes: {told}.", ""]
+    return lines
 
 
 def _verdicts(domain: str, hero: str, cells: Sequence[Cell], pairs: dict[str, Any], groups: Sequence[str]) -> list[str]:
@@ -239,10 +282,6 @@ def _mean(runs: Sequence[dict[str, Any]], group: str, metric: str) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.4f}"
-
-
-def _ratio(part: float, whole: float) -> str:
-    return f"1/{whole / part:.1f}" if part else "-"
 
 
 def _row(entries: Sequence[str]) -> str:
