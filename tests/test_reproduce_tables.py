@@ -47,7 +47,7 @@ def place(tool, tmp_path, synthetic_domain, encoder, monkeypatch):
         *(Cell(table, "setrec_sports", "given", f"never-{table}", "popularity") for table in ("table-5", "table-6", "artefacts", "curves")),
     ]
     monkeypatch.setattr(tool, "CELLS", made)
-    tables.systems._vectors.cache_clear()
+    monkeypatch.setattr(tables.systems, "_VECTORS", {})
     tool.read_domain.cache_clear()
     monkeypatch.setattr(tables.systems, "text_vectors", lambda catalog: encoder.encode(catalog.lines))
     line = ["--source", tmp_path / "data", "--output", tmp_path / "out", "--bootstrap", "20"]
@@ -143,6 +143,14 @@ def test_a_checkpoint_at_hand_is_measured_where_it_is(tool, place, caplog):
     third = [*line[:3], str(folder / "third"), *line[4:], "--only", "setrec_toys/sasrec", "--seeds", "1"]
     assert tool.main([*third, "--checkpoint", f"setrec_toys/sasrec={model}"]) == 1
     assert "was trained under leave-one-out" in caplog.text
+    config = json.loads((folder / "out" / "setrec_toys" / "sasrec" / "seed0" / "model" / "config.json").read_text())
+    (folder / "foreign").mkdir()
+    for path in model.iterdir():
+        (folder / "foreign" / path.name).write_bytes(path.read_bytes())
+    (folder / "foreign" / "config.json").write_text(json.dumps({**config, "catalog_fingerprint": "f" * 64}))
+    fourth = [*line[:3], str(folder / "fourth"), *line[4:], "--only", "setrec_toys/sasrec", "--seeds", "1"]
+    assert tool.main([*fourth, "--checkpoint", f"setrec_toys/sasrec={folder / 'foreign'}"]) == 1
+    assert "belongs to the catalogue ffffffffffff" in caplog.text
     assert tool.main([*line, "--checkpoint", "setrec_toys/nobody=x"]) == 1
     assert "no cell" in caplog.text
 

@@ -215,6 +215,8 @@ def quick(cell: Cell) -> Cell:
         config["widths"] = [5, 10]
     if cell.system == "idgenrec":
         config["writer_epochs"] = 1
+    if cell.system == "letter":
+        config["epochs"] = 2
     if cell.system == "setrec" and config.get("spelling"):
         config["semantic_tokens"] = 14  # 384 + 63 + 1 numbers = 14 tokens x 32
     return replace(cell, config=config, settings={**settings, "epochs": 1, "batch": 32, "every": 1}, seeds=cell.seeds[:1])

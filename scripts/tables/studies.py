@@ -5,6 +5,7 @@ Dims: B batch · V catalogue size · T tokens of an identifier with its end.
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def evolution(task: Task) -> dict[str, Any]:
         history.append([processor.identifiers[int(row)].text for row in range(len(domain.catalog))])
         phases.append(recipes_idgenrec.train_recommender(model, processor, work / f"r{turn}", chosen, task.split, True))
         if turn + 1 < rounds:
-            once = type(chosen)(**{**chosen.__dict__, "epochs": 1, "rate": 1e-4})
+            once = replace(chosen, epochs=1, rate=1e-4)
             recipes_idgenrec.train_generator(model, processor, work / f"g{turn}", once, task.split, True)
     changed = [float(np.mean([a != b for a, b in zip(before, after, strict=True)])) for before, after in pairwise(history)]
     items = [{"title": domain.catalog[int(row)].title, "identifiers": [texts[int(row)] for texts in history]} for row in shown]

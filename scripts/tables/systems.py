@@ -6,7 +6,6 @@ A system is a function (task) -> Ranker. What it trains resumes from the cell's 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ class Task:
     @property
     def vectors(self) -> np.ndarray:
         """Text vectors of the catalogue. Shape: (V, S)."""
-        return known_vectors(self.domain.catalog.fingerprint, self.domain.catalog)
+        return vectors_of(self.domain.catalog)
 
     def cf(self) -> tuple[np.ndarray, np.ndarray]:
         """The CF vectors of the SASRec that is needed, and which items have one. Shape: (V, C), (V,)."""
@@ -81,18 +80,14 @@ class Task:
         return vectors, self.split.popularity(len(vectors)) > 0
 
 
-_CATALOGS: dict[str, Catalog] = {}
+_VECTORS: dict[str, np.ndarray] = {}
 
 
-def known_vectors(fingerprint: str, catalog: Catalog) -> np.ndarray:
-    """Text vectors, made once for a catalogue."""
-    _CATALOGS[fingerprint] = catalog
-    return _vectors(fingerprint)
-
-
-@lru_cache(4)
-def _vectors(fingerprint: str) -> np.ndarray:
-    return text_vectors(_CATALOGS.pop(fingerprint))
+def vectors_of(catalog: Catalog) -> np.ndarray:
+    """Text vectors, made once for a catalogue. Shape: -> (V, S)."""
+    if catalog.fingerprint not in _VECTORS:
+        _VECTORS[catalog.fingerprint] = text_vectors(catalog)
+    return _VECTORS[catalog.fingerprint]
 
 
 def loaded(task: Task, folder: Path | None = None) -> Ranker:
@@ -103,13 +98,18 @@ def loaded(task: Task, folder: Path | None = None) -> Ranker:
     """
     folder = task.folder if folder is None else folder
     pipe = genrec_hub.load(str(folder))
-    if pipe.catalog.fingerprint != task.domain.catalog.fingerprint:
-        raise ValueError(
-            f"The checkpoint {folder} belongs to another catalogue ({pipe.catalog.fingerprint[:12]}) than {task.cell.domain} "
-            f"({task.domain.catalog.fingerprint[:12]}): give one that was trained on it."
-        )
+    _refuse_other(task, folder, pipe.catalog.fingerprint)
     ranker: Ranker = pipe.ranker(task.domain, task.split)
     return ranker
+
+
+def _refuse_other(task: Task, folder: Path, fingerprint: str) -> None:
+    own = task.domain.catalog.fingerprint
+    if fingerprint != own:
+        raise ValueError(
+            f"The checkpoint {folder} belongs to another catalogue ({fingerprint[:12]}) than {task.cell.domain} ({own[:12]}): "
+            "give one that was trained on it."
+        )
 
 
 def _free(task: Task) -> Ranker:
@@ -125,17 +125,20 @@ def _sasrec(task: Task) -> Ranker:
 def _gru4rec(task: Task) -> Ranker:
     if not task.finished:
         gru4rec.train_gru4rec(task.domain, task.folder, task.settings, True, **task.config)
-    return SASRecRanker(gru4rec.GRU4Rec.from_pretrained(task.folder))
+    model = gru4rec.GRU4Rec.from_pretrained(task.folder)
+    _refuse_other(task, task.folder, model.config.catalog_fingerprint)
+    return SASRecRanker(model)
 
 
-def _codes(find: Callable[[Task], list[codes.Code]]) -> Callable[[Task], Ranker]:
-    """The system of an identifier family: `hidden` is of the decoder, all other arguments of the codes."""
+def _codes(find: Callable[..., list[codes.Code]]) -> Callable[[Task], Ranker]:
+    """The system of an identifier family: `hidden`, `layers` and `dropout` are of the decoder, other arguments of the codes."""
 
     def system(task: Task) -> Ranker:
         if not task.finished:
-            shape = {name: task.config[name] for name in ("hidden", "layers", "dropout") if name in task.config}
+            shape = {name: value for name, value in task.config.items() if name in ("hidden", "layers", "dropout")}
+            own = {name: value for name, value in task.config.items() if name not in shape}
             start = torch.from_numpy(_known_cf(task)) if task.cell.system == "e4srec" else None
-            codes.train_codes(task.domain, find(task), task.folder, task.settings, True, vectors=start, **shape)
+            codes.train_codes(task.domain, find(task, **own), task.folder, task.settings, True, vectors=start, **shape)
         return loaded(task)
 
     return system
@@ -145,11 +148,6 @@ def _known_cf(task: Task) -> np.ndarray:
     """CF vectors with zeros where there is none."""
     vectors, known = task.cf()
     return np.where(known[:, None], vectors, 0).astype(np.float32)
-
-
-def _letter(task: Task) -> list[codes.Code]:
-    epochs = {"epochs": 2} if len(task.domain.catalog) < 2000 else {}
-    return letter(centred(task.vectors), *task.cf(), seed=task.seed, **epochs)
 
 
 def _setrec(task: Task) -> Ranker:
@@ -164,23 +162,20 @@ def _setrec_t5(task: Task) -> Ranker:
         config, start = task.config, task.folder.parent / "t5"
         hidden = config.pop("hidden")
         if not (start / "config.json").is_file():
-            torch.manual_seed(task.seed)
-            tokenizer = small_tokenizer(["what comes next after buying these items"], 300)
-            sizes = {
-                "d_model": hidden,
-                "d_kv": 32,
-                "d_ff": 2 * hidden,
-                "num_layers": 2,
-                "num_decoder_layers": 2,
-                "num_heads": max(2, hidden // 32),
-            }
-            special = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
-            tokenizer.save_pretrained(start)
-            T5Model(
-                T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", dropout_rate=0.3, **sizes, **special)
-            ).save_pretrained(start)
+            _save_small_t5(start, hidden, task.seed)
         train_setrec(task.domain, task.folder, task.settings, True, backbone=str(start), sasrec=task.needed["sasrec"], **config)
     return loaded(task)
+
+
+def _save_small_t5(folder: Path, hidden: int, seed: int) -> None:
+    """An untrained T5 of two and two layers with a tokenizer of few words."""
+    torch.manual_seed(seed)
+    tokenizer = small_tokenizer(["what comes next after buying these items"], 300)
+    sizes = {"d_model": hidden, "d_kv": 32, "d_ff": 2 * hidden, "num_layers": 2, "num_decoder_layers": 2, "num_heads": max(2, hidden // 32)}
+    special = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
+    config = T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", dropout_rate=0.3, **sizes, **special)
+    tokenizer.save_pretrained(folder)
+    T5Model(config).save_pretrained(folder)
 
 
 def _setrec_beta(task: Task) -> Ranker:
@@ -207,9 +202,9 @@ SYSTEMS: dict[str, Callable[[Task], Ranker]] = {
     "item-knn-larger": lambda task: artefacts.LargerOnly(ItemKNN(task.split.training, len(task.domain.catalog)), task.domain.catalog.ids),
     "sasrec": _sasrec,
     "gru4rec": _gru4rec,
-    "tiger": _codes(lambda task: tiger(centred(task.vectors), seed=task.seed)),
-    "letter": _codes(_letter),
-    "p5-cid": _codes(lambda task: p5_cid(task.split.training, len(task.domain.catalog), seed=task.seed)),
+    "tiger": _codes(lambda task, **own: tiger(centred(task.vectors), seed=task.seed, **own)),
+    "letter": _codes(lambda task, **own: letter(centred(task.vectors), *task.cf(), seed=task.seed, **own)),
+    "p5-cid": _codes(lambda task, **own: p5_cid(task.split.training, len(task.domain.catalog), seed=task.seed, **own)),
     "p5-semid": _codes(lambda task: p5_semid(task.domain.catalog)),
     "p5-sid": _codes(lambda task: p5_sid(task.split.training, len(task.domain.catalog))),
     "e4srec": _codes(lambda task: e4srec(len(task.domain.catalog))),
