@@ -178,10 +178,29 @@ def rank(
                 )
             scores = torch.nan_to_num(given.detach().float().cpu(), nan=-math.inf, posinf=math.inf, neginf=-math.inf)
             for room, inside in rooms.items():
-                shut = scores.masked_fill(torch.from_numpy(~inside), -math.inf)
+                looked = _within(ranker, inside, histories, targets, scores)
+                shut = looked.masked_fill(torch.from_numpy(~inside), -math.inf)
                 sheets[name][room].fill(batch, shut, [own[inside[own]] for own in targets], seen)
             sheets[name][""].fill(batch, scores, targets, seen)
     return {name: own.pop("").answer({room: sheet.answer() for room, sheet in own.items()}) for name, own in sheets.items()}
+
+
+def _within(
+    ranker: Ranker, inside: np.ndarray, histories: Sequence[np.ndarray], targets: Sequence[np.ndarray], scores: torch.Tensor
+) -> torch.Tensor:
+    """The scores of a room's items: a ranker that searches looks again, in the room alone, for the users with a target there.
+
+    Shape: inside (V,), B histories, scores (B, V) -> (B, V).
+    """
+    asked = [row for row, own in enumerate(targets) if inside[own].any()]
+    if not hasattr(ranker, "within") or not asked:
+        return scores
+    there = ranker.within(inside)
+    if there is ranker:
+        return scores
+    found = torch.full_like(scores, -math.inf)
+    found[asked] = torch.nan_to_num(there.scores([histories[row] for row in asked]).float().cpu(), nan=-math.inf, neginf=-math.inf)
+    return found
 
 
 class _Sheet:

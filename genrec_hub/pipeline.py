@@ -287,10 +287,16 @@ class RecommendationPipeline(Pipeline):
 class DomainRanker:
     """Scores a domain's whole catalogue for histories of rows, for evaluations."""
 
-    def __init__(self, model: Any, processor: Any, exclude_seen: bool = True) -> None:
-        self.model, self.processor, self.exclude_seen = model.eval(), processor, exclude_seen
+    def __init__(self, model: Any, processor: Any, exclude_seen: bool = True, allowed: Any = None) -> None:
+        self.model, self.processor, self.exclude_seen, self.allowed = model.eval(), processor, exclude_seen, allowed
         self.index = processor.index(model)
 
     def scores(self, histories: Sequence[Any]) -> torch.Tensor:
         """Scores of all items, -inf for those that a search did not find. Shape: B arrays of rows -> (B, V)."""
-        return self.processor.score(self.model, histories, self.index, self.exclude_seen)
+        more = {} if self.allowed is None else {"allowed": self.allowed}
+        return self.processor.score(self.model, histories, self.index, self.exclude_seen, **more)
+
+    def within(self, room: Any) -> "DomainRanker":
+        """A ranker that looks for items of a room alone: a search finds other items there than it finds among all. Shape: room (V,)."""
+        searches = hasattr(self.processor, "trie")
+        return DomainRanker(self.model, self.processor, self.exclude_seen, torch.as_tensor(room)) if searches else self

@@ -390,9 +390,14 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
 
     @torch.no_grad()
     def score(
-        self, model: IDGenRecModel, histories: Sequence[np.ndarray], index: Trie | None = None, exclude_seen: bool = True
+        self,
+        model: IDGenRecModel,
+        histories: Sequence[np.ndarray],
+        index: Trie | None = None,
+        exclude_seen: bool = True,
+        allowed: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Scores of the items that a beam search finds for histories given as rows; -inf for all others. Shape: B -> (B, V)."""
+        """Scores of the items that a beam search finds for histories of rows; -inf for all others. Shape: B, allowed (V,) -> (B, V)."""
         trie = self.trie if index is None else index
         scores = torch.full((len(histories), len(self.catalog)), -torch.inf)
         # Prompts of like length share a batch.
@@ -401,7 +406,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
             rows = order[start : start + 32]
             own = [[self._tokens[item] for item in histories[row][-self.max_items :]] for row in rows]
             seen = [np.unique(histories[row]).tolist() for row in rows] if exclude_seen else None
-            found = model.recommend(self._at(model, own), trie, None, None, seen)
+            found = model.recommend(self._at(model, own), trie, None, allowed, seen)
             real = found.rows >= 0
             place = torch.tensor(rows)[:, None].expand_as(found.rows)[real.cpu()]
             scores[place, found.rows[real].cpu()] = found.scores[real].float().cpu()

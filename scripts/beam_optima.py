@@ -17,8 +17,29 @@ from tqdm.auto import tqdm
 
 import genrec_hub
 from genrec_hub import Domain
+from genrec_hub.domain import Sequences
+from genrec_hub.modeling_idgenrec import IDGenRecModel
+from genrec_hub.processing_idgenrec import IDGenRecProcessor
 
 TOP = 10
+
+
+def missed(model: IDGenRecModel, processor: IDGenRecProcessor, histories: Sequences, widths: list[int]) -> dict[str, dict[str, float]]:
+    """By beam width: the share of users for whom something of the exact best ten is not found, and the share of the ten."""
+    gone: dict[int, list[int]] = {width: [] for width in widths}
+    for row in tqdm(range(len(histories)), "users", disable=None):
+        rows = histories[row]
+        inputs = processor.inputs([[processor.identifiers[int(item)].tokens for item in rows[-processor.max_items :]]], model)
+        exact = model.score(inputs, processor.trie)[0]
+        exact[torch.as_tensor(np.unique(rows))] = -torch.inf
+        best = set(exact.topk(TOP).indices.tolist())
+        for width in widths:
+            found = model.recommend(inputs, processor.trie, width, excluded=[np.unique(rows).tolist()]).rows[0, :TOP].tolist()
+            gone[width].append(len(best - set(found)))
+    return {
+        str(width): {"users_missing_any": float(np.mean(np.array(own) > 0)), "items_missed": float(np.mean(own) / TOP)}
+        for width, own in gone.items()
+    }
 
 
 def main() -> None:
@@ -38,23 +59,8 @@ def main() -> None:
     if processor.catalog.fingerprint != domain.catalog.fingerprint:
         processor = processor.with_catalog(domain.catalog, model=model)
     histories = domain.split().validation.sample(chosen.users, chosen.seed).histories
-    widths = [int(width) for width in chosen.widths.split(",")]
-    missed: dict[int, list[int]] = {width: [] for width in widths}
     start = time.process_time()
-    for row in tqdm(range(len(histories)), "users", disable=None):
-        rows = histories[row]
-        own = [[processor.identifiers[int(item)].tokens for item in rows]]
-        inputs = processor.inputs(own, model)
-        exact = model.score(inputs, processor.trie)[0]
-        exact[torch.as_tensor(np.unique(rows))] = -torch.inf
-        best = set(exact.topk(TOP).indices.tolist())
-        for width in widths:
-            found = model.recommend(inputs, processor.trie, width, excluded=[np.unique(rows).tolist()]).rows[0, :TOP].tolist()
-            missed[width].append(len(best - set(found)))
-    report = {
-        str(width): {"users_missing_any": float(np.mean(np.array(own) > 0)), "items_missed": float(np.mean(own) / TOP)}
-        for width, own in missed.items()
-    }
+    report = missed(model, processor, histories, [int(width) for width in chosen.widths.split(",")])
     json.dump(
         {"model": chosen.model, "users": len(histories), "top": TOP, "widths": report, "cpu_seconds": round(time.process_time() - start)},
         sys.stdout,

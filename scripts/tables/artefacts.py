@@ -1,0 +1,140 @@
+"""The two artefacts of IDGenRec's published evaluation, each to be switched on, so that their size can be measured; and its prompts.
+
+Nothing here is used by the package. Source: IDGenRec's issues 1 (user IDs are written about the whole history, target included), 3 and 7
+(the Toys and Sports histories are sorted by item id).
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import set_seed
+
+import genrec_hub
+from genrec_hub.baselines import Ranker
+from genrec_hub.domain import Domain, Sequences, Split
+from genrec_hub.modeling_idgenrec import IDGenRecModel
+from genrec_hub.pipeline import DomainRanker
+from genrec_hub.processing_idgenrec import IDGenRecProcessor
+from genrec_hub.recipes import CHECKPOINTS, REPORT, Settings, circumstances, run_arguments
+from genrec_hub.recipes_idgenrec import VALIDATION_USERS
+from genrec_hub.training import run
+from genrec_hub.training_idgenrec import PromptRecommenderTrainer
+
+
+def key_sorted(domain: Domain) -> Domain:
+    """The domain with every history in the order of its item ids, as IDGenRec's Toys and Sports files have them."""
+    place = np.argsort(np.argsort(np.array(domain.catalog.ids)))
+    own = [domain.sequences[user] for user in range(len(domain))]
+    histories = Sequences.of([items[np.argsort(place[items], kind="stable")] for items in own])
+    return Domain(domain.catalog, domain.users, histories, None, None, f"{domain.name}@key-sorted")
+
+
+class LargerOnly:
+    """A ranker with the one rule that key-sorted histories reward: only items with a larger id than all of the history."""
+
+    def __init__(self, ranker: Ranker, ids: Sequence[str]) -> None:
+        self.ranker, self.order = ranker, np.argsort(np.argsort(np.array(ids)))
+
+    def scores(self, histories: Sequence[np.ndarray]) -> torch.Tensor:
+        """Shape: B histories -> (B, V)."""
+        scores = self.ranker.scores(histories).clone()
+        for row, history in enumerate(histories):
+            scores[row, torch.from_numpy(self.order <= self.order[history].max())] = -torch.inf
+        return scores
+
+
+class UserIDs(IDGenRecProcessor):
+    """A processor whose user IDs are written about whole histories, targets included. Only for measuring what that is worth.
+
+    Attributes:
+        whole: the tokens of a known history (cut as it is read) -> the tokens of all that its user ever took.
+        asked: whole histories of the prompts that are written next; those of `whole` when empty.
+    """
+
+    whole: dict[tuple[tuple[int, ...], ...], list[list[int]]]
+    asked: list[list[list[int]]]
+
+    def known(self, split: Split, domain: Domain) -> "UserIDs":
+        """Learns the users of a domain; returns the processor."""
+        self.whole, self.asked = {}, []
+        for own, histories in ((split.validation.users, split.validation.histories), (split.test.users, split.test.histories)):
+            for row, user in enumerate(own):
+                self.whole[self.key(histories[row])] = self.tokens_of(domain.sequences[int(user)])
+        return self
+
+    def key(self, rows: np.ndarray) -> tuple[tuple[int, ...], ...]:
+        """A history as it is read."""
+        return tuple(tuple(own) for own in self.tokens_of(rows[-self.max_items :]))
+
+    def tokens_of(self, rows: np.ndarray) -> list[list[int]]:
+        """The ID tokens of some items."""
+        return [self._tokens[int(row)] for row in rows]
+
+    def user_tokens(self, histories: Sequence[Sequence[Sequence[int]]], model: IDGenRecModel | None) -> list[list[int]]:
+        """As the parent's, but of the whole histories."""
+        asked = self.asked or [self.whole[tuple(tuple(own) for own in history)] for history in histories]
+        self.asked = []
+        return super().user_tokens(asked, model)
+
+
+class LeakyTrainer(PromptRecommenderTrainer):
+    """Tells its processor of which user each sequence of a batch is."""
+
+    users: dict[tuple[int, ...], np.ndarray]
+
+    def prompts(self, items: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As the parent's. Shape: items (B, L) -> P prompts, P the targets."""
+        processor: Any = self.processor
+        rows = [own[own >= 0] for own in items.cpu().numpy()]
+        processor.asked = [processor.tokens_of(self.users[tuple(own.tolist())]) for own in rows for _ in range(len(own) - 1)]
+        return super().prompts(items, labels)
+
+
+def prompted(
+    domain: Domain, split: Split, folder: Path, settings: Settings, start: Path, prompt: str = "item", leak: bool = False
+) -> Ranker:
+    """An IDGenRec that reads sentences: the generator and IDs of a finished one, its recommender trained further on prompts of one kind.
+
+    Args:
+        domain: the data.
+        split: of it.
+        folder: of the finished checkpoint.
+        settings: of the training.
+        start: the finished IDGenRec.
+        prompt: "item", "user" or "both".
+        leak: user IDs are written about the whole history of the user.
+    """
+    before = genrec_hub.load(str(start))
+    model, old = before.model, before.processor
+    kind = UserIDs if leak else IDGenRecProcessor
+    processor = kind(old.tokenizer, old.catalog, old.identifiers, prompt, old.has_encoder, old.max_items, old.max_text)
+    if isinstance(processor, UserIDs):
+        processor.known(split, domain)
+    if (folder / REPORT).is_file():
+        model = IDGenRecModel.from_pretrained(folder)
+    else:
+        chosen = settings.or_else(epochs=4, batch=128, rate=2e-3, negatives=0)
+        set_seed(chosen.seed)
+        begun, cpu = time.time(), time.process_time()
+        trainer = (LeakyTrainer if leak else PromptRecommenderTrainer)(
+            model, run_arguments(folder, chosen, split), processor=processor, sequences=split.training, validation=split.validation,
+            max_validation=VALIDATION_USERS,
+        )  # fmt: skip
+        if isinstance(trainer, LeakyTrainer):
+            data: Any = trainer.train_dataset
+            trainer.users = {tuple(data[row].tolist()): domain.sequences[int(user)] for row, user in enumerate(data.users)}
+        run(trainer, resume=True)
+        report = {"settings": asdict(chosen), "validation": trainer.rank_validation(), **circumstances(domain)}
+        report |= {"seconds": round(time.time() - begun, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+        report["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        model.save_pretrained(folder)
+        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return DomainRanker(model, processor)
