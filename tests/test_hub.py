@@ -205,6 +205,7 @@ else:
     got = said(outside.wait())
     assert got["answer"] == want
     assert not [call for call in hub.log() if "error" in call]
+    assert {call["status"] for call in hub.log(r"^POST /api/validate-yaml")} == {200}  # the card's header, as the Hub reads it
 
     there = Path(got["folder"])
     names = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
