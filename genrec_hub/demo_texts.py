@@ -1,6 +1,10 @@
 """The words on the demo's pages: example histories, help, what to copy to call the server, and what the app is."""
 
+import re
 from typing import Final
+
+FIGURE: Final = re.compile(r"^!\[[^\]]*\]\((?!https?:)[^)]*\)\n*", re.MULTILINE)
+"""A picture beside a model card, which no page of the app can reach."""
 
 PERSONAS: Final = {
     "Curly hair": "argan oil shampoo\nionic hair dryer with diffuser\nsomething against frizz",
@@ -92,8 +96,9 @@ SETRec follows *Order-agnostic Identifier for Large Language Model-based Generat
 
 
 def model_card(text: str) -> str:
-    """A model card as it is read: without its metadata, headings one step smaller."""
+    """A model card as it is read here: without its metadata and its figure, headings one step smaller."""
     body = text.split("\n---\n", 1)[-1] if text.startswith("---\n") else text
+    body = FIGURE.sub("", body)
     fenced, lines = False, []
     for line in body.strip().splitlines():
         fenced ^= line.startswith("```")
