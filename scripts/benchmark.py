@@ -83,7 +83,9 @@ class Table:
 
 def number(value: float) -> str:
     """Three digits, no exponent."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 0.001 else f"{value:.6f}".rstrip("0")
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -157,9 +159,9 @@ def put_training(table: Table, rounds: int) -> None:
     """Packed training and the loss."""
     for items in (8, 20, 50):
         spent = training.packed(items, rounds if items < 50 else min(rounds, 3))
-        least = min(spent["plain"], spent.get("padded", spent["plain"]))
+        better = min(spent["plain"], spent.get("padded", spent["plain"]))
         note = f"a batch per length {ms(spent['plain'])}" + (f", padded {ms(spent['padded'])}" if "padded" in spent else "")
-        table.put(f"packed_{items}", least / spent["ours"], f"{note}, packed {ms(spent['ours'])}; against the better")
+        table.put(f"packed_{items}", better / spent["ours"], f"the better of {note}; packed {ms(spent['ours'])}")
     spent = training.latent_loss(rounds)
     note = f"per token {ms(spent['plain'])}, latent {ms(spent['ours'])}; against a table split once {spent['split'] / spent['ours']:.1f} x"
     table.put("latent_loss", spent["plain"] / spent["ours"], note)
