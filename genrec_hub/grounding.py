@@ -194,9 +194,9 @@ class NearIndex:
             best[user : user + 1], places[user : user + 1] = top_k(queries[user : user + 1], self.index, k, shut)
         return best, places
 
-    def recall(self, queries: torch.Tensor, k: int = 20) -> float:
-        """The share of the exact k best items that is found. Shape: queries (B, W) -> ()."""
-        exact, found = top_k(queries, self.index, k)[1], self.top_k(queries, k)[1]
+    def recall(self, queries: torch.Tensor, exact: torch.Tensor) -> float:
+        """The share of the exact k best items that is found. Shape: queries (B, W), exact rows (B, k) -> ()."""
+        found = self.top_k(queries, exact.shape[1])[1]
         return float((exact[:, :, None] == found[:, None, :]).any(2).float().mean())
 
 
@@ -218,8 +218,8 @@ def near_index(index: torch.Tensor, queries: torch.Tensor | None = None, least: 
         return index
     if queries is None:
         return near
-    near.probes = max(1, near.lists // 64)
-    while (recall := near.recall(queries)) < RECALL:
+    near.probes, exact = max(1, near.lists // 32), top_k(queries, index, 20)[1]
+    while (recall := near.recall(queries, exact)) < RECALL:
         if near.probes * 4 >= near.lists:
             logger.warning(
                 "%d items are ranked exactly: a quarter of their lists holds only %.0f %% of the best.", len(index), 100 * recall
