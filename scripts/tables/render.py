@@ -140,7 +140,8 @@ def _plain_table(
         lines.append(_row(line))
     hero = HERO.get(cells[0].table, "")
     verdicts = _verdicts(cells[0].domain, hero, cells, pairs, ("all",)) if hero else []
-    return [*lines, "", _missing(cells, results), "", *verdicts, *_provenance(cells, results)]
+    times = _times(cells[0].domain, results) if cells[0].table == "table-4" else []
+    return [*lines, "", *times, _missing(cells, results), "", *verdicts, *_provenance(cells, results)]
 
 
 def _old_and_new(domain: str) -> Callable[[Cell], list[str]]:
