@@ -138,7 +138,8 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         domain = read_domain(cell.domain, options.source, self.output, options.quick)
         split, start, cpu = domain.split(cell.protocol), time.time(), time.process_time()
-        task = Task(cell, seed, domain, split, self.checkpoint(cell, seed), self.needed(cell))
+        needed = {} if self.is_given(cell, seed) else self.needed(cell)
+        task = Task(cell, seed, domain, split, self.checkpoint(cell, seed), needed)
         if self.is_given(cell, seed) and not task.finished:
             raise FileNotFoundError(f"{task.folder} holds no finished checkpoint (training.json is missing).")
         named = ("table", "domain", "protocol", "stage", "row", "system", "config", "settings", "note")
