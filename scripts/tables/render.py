@@ -232,7 +232,7 @@ def _difference(pair: dict[str, Any]) -> str:
 
 def _provenance(cells: Sequence[Cell], results: Results) -> list[str]:
     """Where every row comes from: seeds, commit, seconds, size, validation, command, machine."""
-    head = ["", "seeds", "commit", "training s (CPU s)", "parameters", "validation NDCG@10", "command"]
+    head = ["", "seeds", "commit", "epochs", "training s (CPU s)", "parameters", "validation NDCG@10", "command"]
     lines = ["<details><summary>Where these rows come from</summary>", "", _row(head), _row(["---"] * len(head))]
     machines: dict[str, None] = {}
     for cell in cells:
@@ -243,9 +243,10 @@ def _provenance(cells: Sequence[Cell], results: Results) -> list[str]:
         training = runs[0].get("training") or {}
         spent = f"{training['seconds']:,.0f} ({training['cpu_seconds']:,.0f})" if training else "-"
         size = f"{training['parameters']:,}" if training else "-"
+        epochs = str(training["settings"]["epochs"]) if training else "-"
         seeds = ", ".join(str(run["seed"]) for run in runs)
         validation = _number(training.get("validation", {}).get("ndcg@10"))
-        line = [cell.row, seeds, runs[0]["commit"], spent, size, validation, f"`{training.get('command') or runs[0]['command']}`"]
+        line = [cell.row, seeds, runs[0]["commit"], epochs, spent, size, validation, f"`{training.get('command') or runs[0]['command']}`"]
         if runs[0]["checkpoint"]:
             line[-1] += f"; measured by `{runs[0]['command']}`"
         lines.append(_row(line))
