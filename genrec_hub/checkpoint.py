@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import time
+import weakref
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -267,6 +268,10 @@ class HubModel:
     """Whether the pipeline's code is saved with the model."""
     checkpoint_folder: Path | None = None
     """Where the model was read from."""
+
+    def moment(self) -> tuple[Any, ...]:
+        """Equal as long as model and weights are the same: what was computed with them may then be kept."""
+        return weakref.ref(self), *((id(own), own._version) for own in self.parameters())  # type: ignore[attr-defined]
 
     def save_pretrained(
         self, save_directory: str | Path, is_main_process: bool = True, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any

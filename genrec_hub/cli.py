@@ -1,6 +1,7 @@
-"""The command line: genrec recommend | identify | evaluate | train | demo | doctor.
+"""The command line: genrec recommend | identify | evaluate | train | push | demo | doctor.
 
 Answers go to stdout, as JSON with --json; progress, warnings and logs go to stderr. torch is imported by the verbs, not by --help.
+Under torchrun or accelerate launch (`torchrun --nproc_per_node 2 -m genrec_hub train ...`) the first process answers for all.
 """
 
 import json
@@ -27,6 +28,8 @@ app = typer.Typer(
 )
 
 DEFAULT_MODEL = "setrec-foundation"
+SHARED = ("train", "evaluate", "identify")
+"""Verbs whose work several processes share."""
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on stdout.")]
 Model = Annotated[str, typer.Option(help="An embedded checkpoint, a folder, or a Hub name.")]
@@ -51,9 +54,22 @@ class System(StrEnum):
 
 
 @app.callback()
-def _setup(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False) -> None:
+def _setup(context: typer.Context, verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _meet(str(context.invoked_subcommand))
+
+
+def _meet(verb: str) -> None:
+    """Joins the processes that torchrun or accelerate started; all of them work, the first one answers."""
+    if verb not in SHARED:
+        raise typer.BadParameter(f"genrec {verb} is the work of one process: run it without torchrun ({', '.join(SHARED)} take several).")
+    from . import processes
+
+    processes.join()
+    if not processes.first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
 
 
 @app.command()

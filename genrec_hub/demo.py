@@ -78,15 +78,15 @@ def build_demo(models: Loaders | None = None) -> gr.Blocks:
             compare_tab(tab, lazy, first)
         with gr.Tab("Learn", id="learn") as tab:
             learn_tab(tab, lazy, first)
-        with gr.Tab("API", id="api"):
-            _api_tab(demo, next(iter(lazy)))
+        with gr.Tab("API", id="api") as tab:
+            _api_tab(tab, next(iter(lazy)))
         with gr.Tab("About", id="about"):
             _about_tab(lazy)
         endpoints(lazy)
     return cast(gr.Blocks, demo)
 
 
-def _api_tab(demo: gr.Blocks, model: str) -> None:
+def _api_tab(tab: gr.Tab, model: str) -> None:
     gr.Markdown(API_HELP)
     address = gr.Textbox("", visible=False)
     languages: Sequence[tuple[str, Literal["python", "shell", "json"]]] = [
@@ -95,10 +95,11 @@ def _api_tab(demo: gr.Blocks, model: str) -> None:
         ("Python, on your own machine", "python"),
         ("MCP configuration: gives an agent the tools recommend, identify and search", "json"),
     ]
-    blocks = [gr.Code(snippet, language=kind, label=label, interactive=False, wrap_lines=True)
+    blocks = [gr.Code(snippet, language=kind, label=label, interactive=False, wrap_lines=True, show_line_numbers=False)
               for (label, kind), snippet in zip(languages, snippets("http://127.0.0.1:7860/", model), strict=True)]  # fmt: skip
     js = "() => [location.origin + location.pathname]"
-    demo.load(lambda url: list(snippets(url, model)), address, blocks, js=js, api_visibility="private", show_progress="hidden", queue=False)
+    quiet = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+    tab.select(lambda url: list(snippets(url, model)), address, blocks, js=js, **quiet)
 
 
 def _about_tab(lazy: Mapping[str, Lazy]) -> None:

@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from .catalog import Catalog
     from .history import History
 
-COLOURS: Final = 6
+COLOURS: Final = 8
 """Token colours in demo.css; further tokens start over."""
 MOST_LINES: Final = 60
 """Lines of a history that are shown; the rest is counted."""
 NEW: Final = "The model never saw this item in training: it knows it by its words alone."
+NEW_ALL: Final = "The model never saw any of these items in training: it knows them by their words alone."
 
 
 class ItemFields(TypedDict):
@@ -64,10 +65,11 @@ class RecommendationFields(TypedDict):
 
 
 class BeamFields(TypedDict):
-    """An identifier that was considered, and the item that has it."""
+    """An identifier that was considered, what it was ranked by, and the item that has it."""
 
     text: str
     logprob: float
+    score: float
     item: ItemFields | None
 
 
@@ -86,6 +88,31 @@ def notice(kind: str, title: str, text: str = "") -> str:
     role = "alert" if kind == "error" else "status"
     body = f"<p>{escape(text)}</p>" if text else ""
     return f'<div class="gh-notice gh-{escape(kind)}" role="{role}"><strong>{escape(title)}</strong>{body}</div>'
+
+
+def welcome() -> str:
+    """What stands in place of results before there are any: where to begin, and how an answer is read."""
+    token = '<span class="gh-token gh-c{0}"><span>{1}</span><b>{2}</b></span>'
+    entries = [
+        (
+            token.format(0, "filter coffee", "14%") + " " + token.format(1, "scale timer", "11%"),
+            "<b>SETRec</b> generates a set of tokens. Each is shown by the words nearest to it, with its share of the score.",
+        ),
+        (
+            '<span class="gh-words"><mark>espresso</mark> machine steam</span>',
+            "<b>IDGenRec</b> writes an identifier in words. Those that your history has too are marked.",
+        ),
+        (
+            "because you had <q>…</q> <b>64%</b>",
+            "The purchase without which the score would fall most, and its share of what all of them add.",
+        ),
+        ('<span class="gh-new">new to the model</span>', "Not seen in training: the model knows it by its words alone."),
+    ]
+    legend = "".join(f"<div><dt>{shown}</dt><dd>{meaning}</dd></div>" for shown, meaning in entries)
+    return (
+        notice("empty", "Recommendations appear here", "Write what you bought, or start from one of the examples, and press Recommend.")
+        + f'<section class="gh-legend" aria-label="How to read an answer"><h2>How to read an answer</h2><dl>{legend}</dl></section>'
+    )
 
 
 def loading(cards: int = 4, text: str = "") -> str:
@@ -162,7 +189,12 @@ def suggestions(titles: Sequence[str]) -> str:
 
 
 def results(
-    recommendations: Sequence[RecommendationFields], note: str = "", said: Collection[str] = (), fresh: Collection[str] = (), name: str = ""
+    recommendations: Sequence[RecommendationFields],
+    note: str = "",
+    said: Collection[str] = (),
+    fresh: Collection[str] = (),
+    name: str = "",
+    usual: Sequence[float] = (),
 ) -> str:
     """The ranked cards of one model.
 
@@ -172,17 +204,20 @@ def results(
         said: words of the history, marked in textual identifiers.
         fresh: ids of items that the model never saw in training.
         name: of the model, where several stand side by side.
+        usual: what each token adds to the score of an average item, against which the tokens of sets are shown.
     """
-    scores = [_height(card) for card in recommendations]
+    scores = [_height(card, usual) for card in recommendations]
     floor, top = min([0.0, *scores]), max([0.0, *scores])
+    all_fresh = len(recommendations) > 1 and all(card["item"]["item_id"] in fresh for card in recommendations)
     cards = "".join(
-        _card(card, (score - floor) / ((top - floor) or 1.0), said, card["item"]["item_id"] in fresh)
+        _card(card, (score - floor) / ((top - floor) or 1.0), said, not all_fresh and card["item"]["item_id"] in fresh, usual)
         for card, score in zip(recommendations, scores, strict=True)
     )
     head = f"<h2>{escape(name)}</h2>" if name else ""
     label = f"Recommendations of {escape(name)}" if name else "Recommendations"
+    badge = f' <span class="gh-new" title="{NEW_ALL}">all new to the model</span>' if all_fresh else ""
     return (
-        f'<section class="gh-answer" aria-label="{label}">{head}<p class="gh-note" role="status">{escape(note)}</p>'
+        f'<section class="gh-answer" aria-label="{label}">{head}<p class="gh-note" role="status">{escape(note)}{badge}</p>'
         f'<ol class="gh-cards">{cards}</ol></section>'
     )
 
@@ -192,31 +227,42 @@ def side_by_side(columns: Sequence[str]) -> str:
     return f'<div class="gh-columns">{"".join(columns)}</div>'
 
 
-def _height(card: RecommendationFields) -> float:
-    """What the bar of a card shows: the score, or for a textual identifier its probability."""
-    logprob = card["identifier"].get("logprob")
-    return card["score"] if logprob is None else exp(min(logprob, 0.0))
+def _height(card: RecommendationFields, usual: Sequence[float]) -> float:
+    """What the bar of a card shows: by how much the score exceeds an average item's, or for a textual identifier the probability."""
+    return exp(min(card["score"], 0.0)) if "text" in card["identifier"] else card["score"] - sum(usual)
 
 
-def _card(card: RecommendationFields, height: float, said: Collection[str], fresh: bool) -> str:
+def percent(probability: float) -> str:
+    """A probability with two digits that say something."""
+    return f"{100 * probability:.2g}%" if probability >= 1e-5 else "&lt;0.001%"
+
+
+def _card(card: RecommendationFields, height: float, said: Collection[str], fresh: bool, usual: Sequence[float]) -> str:
     item, identifier = card["item"], card["identifier"]
     price = f'<span class="gh-price">{escape(item["price"])}</span>' if item["price"] else ""
     badge = f'<span class="gh-new" title="{NEW}">new to the model</span>' if fresh else ""
     if "text" in identifier:
         bar, shown = '<i class="gh-c0" style="flex-grow:1"></i>', _words(identifier, said)
-        number = f"{_height(card):.1%}" if _height(card) >= 0.001 else f"{_height(card):.0e}"
-        score = f'<div class="gh-score" role="img" aria-label="Probability {number}">'
+        number = percent(_height(card, usual))
+        whole = abs(card["score"] - (identifier["logprob"] or 0.0)) < 1e-6  # not divided by the length of the text
+        meaning = f"Probability {'of the identifier' if whole else 'of a word piece of it, in the mean'}: {number}"
+        score = f'<div class="gh-score" role="img" title="{meaning}" aria-label="{meaning}">'
     else:
         tokens = [token for token in identifier["tokens"] if isinstance(token, dict)]
-        whole = sum(abs(token["score"] or 0.0) for token in tokens) or 1.0
+        beyond = [(token["score"] or 0.0) - (usual[slot] if usual else 0.0) for slot, token in enumerate(tokens)]
+        everything = sum(map(abs, beyond)) or 1.0
         bar = "".join(
-            f'<i class="gh-c{slot % COLOURS}" style="flex-grow:{max(token["score"] or 0.0, 0.0) / whole:.4f}"></i>'
-            for slot, token in enumerate(tokens)
+            f'<i class="gh-c{slot % COLOURS}" style="flex-grow:{max(part, 0.0) / everything:.4f}"></i>' for slot, part in enumerate(beyond)
         )
-        chips = "".join(_chip(token, (token["score"] or 0.0) / whole, slot) for slot, token in enumerate(tokens))
+        over = " over an average item" if usual else " to the score"
+        chips = "".join(
+            _chip(token, f"{part:+.2f}{over}", part / everything, slot)
+            for slot, (token, part) in enumerate(zip(tokens, beyond, strict=True))
+        )
         shown = f'<ul class="gh-tokens" aria-label="Generated identifier, a set of {len(tokens)} tokens">{chips}</ul>'
-        number = f"{card['score']:.3f}"
-        score = f'<div class="gh-score" role="img" aria-label="Score {number}">'
+        number = f"{_height(card, usual):+.2f}" if usual else f"{card['score']:.2f}"
+        meaning = f"Score {card['score']:.2f}" + (f", {number} over an average item" if usual else "")
+        score = f'<div class="gh-score" role="img" title="{meaning}" aria-label="{meaning}">'
     return (
         f'<li class="gh-card"><span class="gh-rank" role="img" aria-label="Rank {card["rank"]}">{card["rank"]}</span><div class="gh-body">'
         f'<div class="gh-head"><h3 dir="auto">{escape(item["title"])}</h3>{price}</div>'
@@ -240,8 +286,8 @@ def _reason(because: BecauseFields | None) -> str:
     return f'<p class="gh-because">because you had <q dir="auto">{had}</q> <span>{because["share"]:.0%}</span></p>'
 
 
-def _chip(token: TokenFields, share: float, slot: int) -> str:
-    tip = f"{token['slot']}: “{token['label']}” adds {token['score'] or 0.0:+.4f} to the score"
+def _chip(token: TokenFields, added: str, share: float, slot: int) -> str:
+    tip = f"{token['slot']}: “{token['label']}” adds {added}"
     return (
         f'<li class="gh-token gh-c{slot % COLOURS}" data-tip="{escape(tip)}" aria-label="{escape(tip)}">'
         f'<span dir="auto">{escape(token["label"] or token["slot"])}</span><b>{share:.0%}</b></li>'

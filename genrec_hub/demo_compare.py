@@ -39,7 +39,7 @@ def compare_tab(tab: gr.Tab, lazy: Mapping[str, Lazy], first: Panel) -> None:
             label="What did you buy?", info="One item per line, oldest first.", lines=3, max_lines=8, max_length=MAX_HISTORY, scale=4
         )
         button = gr.Button("Compare", variant="primary", elem_classes="gh-compare", scale=1, min_width=140)
-    empty = cards.notice("empty", "The answers to one history appear here", "Write what you bought, and press Compare.")
+    empty = cards.notice("empty", "Three lists for one history appear here", "Write what you bought, and press Compare.")
     page = html(empty, classes="gh-comparison")
 
     def compare(history: str) -> str:

@@ -5,7 +5,7 @@ from html import escape
 from math import exp
 from typing import Any, Final
 
-from .demo_cards import COLOURS, BeamFields, RecommendationFields, marked
+from .demo_cards import COLOURS, BeamFields, RecommendationFields, marked, percent
 
 STAGES: Final = {
     "read": "read the history",
@@ -71,19 +71,20 @@ def beams(considered: Sequence[BeamFields], said: Collection[str]) -> str:
     """The table of the identifiers that a search considered."""
     if not considered:
         return ""
-    top = max(exp(min(beam["logprob"], 0.0)) for beam in considered) or 1.0
+    top = max(exp(min(beam["score"], 0.0)) for beam in considered) or 1.0
+    whole = all(abs(beam["score"] - beam["logprob"]) < 1e-6 for beam in considered)
     rows = []
     for number, beam in enumerate(considered, 1):
-        probability = exp(min(beam["logprob"], 0.0))
-        shown = f"{probability:.1%}" if probability >= 0.001 else f"{probability:.0e}"
+        probability = exp(min(beam["score"], 0.0))
         item = f'<span dir="auto">{escape(beam["item"]["title"])}</span>' if beam["item"] else '<em class="gh-none">no item has it</em>'
         rows.append(
             f'<tr><td>{number}</td><td class="gh-words">{marked(beam["text"], said)}</td><td class="gh-share">'
-            f'<i class="gh-c0" style="width:{max(probability / top, 0.01):.1%}"></i><b>{shown}</b></td><td>{item}</td></tr>'
+            f'<i class="gh-c0" style="width:{max(probability / top, 0.01):.1%}"></i><b>{percent(probability)}</b></td><td>{item}</td></tr>'
         )
+    of = "the whole text" if whole else "a word piece in the mean, so that long ones have a chance"
     head = '<tr><th scope="col">#</th><th scope="col">identifier</th><th scope="col">probability</th><th scope="col">item</th></tr>'
     return (
-        "<h3>What the model considered</h3><p>The most probable identifiers of its search, with the probability of the whole text; "
+        f"<h3>What the model considered</h3><p>The most probable identifiers of its search, with the probability of {of}; "
         "words shared with your history are marked.</p>"
         f'<div class="gh-scroll" tabindex="0" role="region" aria-label="Considered identifiers">'
         f'<table class="gh-table"><thead>{head}</thead>'

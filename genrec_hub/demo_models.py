@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,14 +11,18 @@ from threading import Lock
 from typing import Any, Final, Protocol, TypedDict, cast
 
 import numpy as np
+import yaml
 
 from .catalog import Catalog
 from .demo_cards import BeamFields, IdentifierFields, RecommendationFields
+from .demo_gpu import Lent, lend
 from .history import History
 
 logger = logging.getLogger(__name__)
 
 PRETRAINED: Final = Path(__file__).with_name("pretrained")
+PREPARED: Final = 2000
+"""Items of a catalogue whose labels are made before anybody asks."""
 KINDS: Final = {"setrec": "SETRec", "idgenrec": "IDGenRec"}
 
 
@@ -66,6 +71,9 @@ class Recommender(Protocol):
 
     def nearest(self, history: str, items: Sequence[str] = (), most: int = 5) -> list[dict[str, Any]]:
         """Gives the items nearest to each token, for models whose tokens are no words."""
+
+    def usual(self, history: str) -> list[float]:
+        """Gives what each token adds to the score of an average item, for models whose tokens are no words."""
 
     def with_catalog(self, catalog: Catalog, progress: Callable[[int, int], None] | None = None) -> "Recommender":
         """Makes a recommender of the same weights over other items."""
@@ -121,7 +129,7 @@ def open_model(name: str) -> Recommender:
     if encoder is not None:
         encoder.cache = False
         encoder.load()
-    return cast(Recommender, pipe)
+    return cast(Recommender, lend(name, pipe))
 
 
 def default_models() -> dict[str, Callable[[], Recommender]]:
@@ -133,6 +141,13 @@ def default_models() -> dict[str, Callable[[], Recommender]]:
     order = list(KINDS)
     names = sorted((name for name, kind in kinds.items() if kind in order), key=lambda name: (order.index(kinds[name]), name))
     return {name: partial(open_model, name) for name in names}
+
+
+def space_models(readme: Path) -> dict[str, Callable[[], Recommender]]:
+    """The models that a Space's README names in its header, first, and the embedded ones; each is loaded at its first use."""
+    header = re.match(r"\A---\n(.*?)\n---\n", readme.read_text(encoding="utf-8"), re.DOTALL) if readme.is_file() else None
+    named = yaml.safe_load(header[1]).get("models") if header else None
+    return {name: partial(open_model, name) for name in named or ()} | default_models()
 
 
 def lazy_models(models: Loaders | None) -> dict[str, Lazy]:
@@ -155,7 +170,11 @@ def warm_up(models: Iterable[Lazy]) -> None:
     """Loads models and their encoders ahead of the first request, one after the other; what goes wrong is logged."""
     for load in models:
         try:
-            load()("coffee", top_k=1)
+            pipe = load()
+            if not isinstance(pipe, Lent):  # nobody lends a GPU to nobody
+                pipe("coffee", top_k=1)
+                if len(pipe.catalog) <= PREPARED:
+                    pipe.identify()  # the labels of all items, which answers then find made
         except Exception:
             logger.exception("A model could not be loaded ahead of the first request.")
     gc.freeze()

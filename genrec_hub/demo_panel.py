@@ -33,9 +33,7 @@ _SHOW = """() => {
   if (results && window.innerWidth < 700) results.scrollIntoView({behavior: "smooth", block: "start"});
 }"""
 
-EMPTY: Final = cards.notice(
-    "empty", "Recommendations appear here", "Write what you bought, or start from one of the examples, and press Recommend."
-)
+EMPTY: Final = cards.welcome()
 
 Chosen = Sequence[tuple[str, Lazy]]
 """The models that answer, each with what a visitor calls it."""
@@ -221,9 +219,8 @@ def shown(answer: Answer, name: str) -> str:
     trained = pipe.trained_on
     rows = {card["item"]["item_id"]: pipe.catalog.row(card["item"]["item_id"]) for card in found}
     fresh = {item_id for item_id, row in rows.items() if not trained[row]}
-    plural = "s" if len(found) != 1 else ""
-    note = f"{len(found)} recommendation{plural} out of {len(pipe.catalog):,} items in {1000 * answer.seconds:,.0f} ms"
-    return cards.results(found, note, _said(answer), fresh, name)
+    note = f"{len(found)} of {len(pipe.catalog):,} items in {1000 * answer.seconds:,.0f} ms"
+    return cards.results(found, note, _said(answer), fresh, name, pipe.usual(answer.history))
 
 
 def traced(answer: Answer, name: str) -> str:

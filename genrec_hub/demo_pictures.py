@@ -46,7 +46,7 @@ def attention_mask(visible: Sequence[Sequence[bool]], groups: Sequence[int], nam
 def token_set(title: str, tokens: Sequence[dict[str, Any]], nearest: Sequence[dict[str, Any]]) -> str:
     """An item and its tokens, each with its label and the items nearest to it."""
     shown = [(token, near["nearest"][:2]) for token, near in zip(tokens, nearest, strict=False)]
-    step, left, width = 78, 205, 640
+    step, left, width = 60, 205, 880
     height = step * len(shown) + 8
     middle = height / 2
     parts = [
@@ -62,9 +62,9 @@ def token_set(title: str, tokens: Sequence[dict[str, Any]], nearest: Sequence[di
         parts.append(
             f'<text class="{tone} gh-strong" x="{left + 14}" y="{y + 22}">{escape(_cut(str(token["label"] or token["slot"]), 40))}</text>'
         )
-        for line, item in enumerate(near):
-            text = f"near {_cut(str(item['title']), 52)}"
-            parts.append(f'<text class="gh-quiet" x="{left + 14}" y="{y + 40 + 16 * line}">{escape(text)}</text>')
+        if near:
+            text = "near " + " · ".join(_cut(str(item["title"]), 46) for item in near)
+            parts.append(f'<text class="gh-quiet" x="{left + 14}" y="{y + 39}">{escape(text)}</text>')
     said = f"{title} as a set of {len(shown)} tokens: {', '.join(str(token['label']) for token, _ in shown)}"
     return _svg(width, height, said, "".join(parts))
 

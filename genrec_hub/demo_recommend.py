@@ -11,7 +11,7 @@ import gradio as gr
 from .demo_models import Lazy, labels
 from .demo_panel import Chosen, Panel, connect, department_choices, html, lay_out
 from .demo_requests import MAX_HISTORY, MAX_K, pick
-from .demo_texts import PERSONAS
+from .demo_texts import MODEL_HELP, PERSONAS
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def recommend_tab(demo: gr.Blocks, lazy: Mapping[str, Lazy]) -> Panel:
             html('<p class="gh-lead">Start from an example</p>', "gh-lead")
             personas = {name: gr.Button(name, size="sm", variant="secondary") for name in PERSONAS}
         models = [(label, name) for name, label in names.items()] + ([("Side by side", BOTH)] if len(names) > 1 else [])
-        model = gr.Radio(models, value=models[0][1], label="Model", visible=len(models) > 1, elem_classes="gh-model")
+        model = gr.Radio(models, value=models[0][1], label="Model", info=MODEL_HELP, visible=len(models) > 1, elem_classes="gh-model")
     with panel.below, gr.Row(elem_classes="gh-links"):
         share = gr.Button("Copy link to this history", size="sm", variant="secondary")
         html('<p class="gh-said" role="status"></p>')
@@ -93,6 +93,7 @@ def recommend_tab(demo: gr.Blocks, lazy: Mapping[str, Lazy]) -> Panel:
     everything = [history, model, panel.k, panel.exclude_seen, panel.department]
     back = demo.load(arrive, [kept, link, history], [*everything, shelf, link], js=_ARRIVE, queue=False, **quiet)
     back.then(departments, [model, shelf], panel.department, **quiet).then(None, link, None, js=_ANSWER, api_visibility="private")
+    model.change(departments, [model, panel.department], panel.department, **quiet)  # each model may have a catalogue of its own
     gr.on([one.change for one in everything], None, everything, kept, js=_KEEP, api_visibility="private")
     return panel
 

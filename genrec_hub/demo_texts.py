@@ -11,19 +11,21 @@ PERSONAS: Final = {
     "Bread baker": "banneton proofing basket\nstrong white flour\nbread knife",
 }
 
+MODEL_HELP: Final = "SETRec describes an item by a set of tokens, IDGenRec by a few words."
+
 UPLOAD_HELP: Final = """### Recommend from your own items
 Upload a table of items. A title each is enough; brand, categories, description and price help where you have them.
 The model has never seen your items: it reads their words.
 
 CSV, TSV, JSONL or Parquet, up to {rows:,} rows and {megabytes} MB. Nothing leaves this machine: the file is deleted as soon as it
 is read, and
-the index lives in memory for this browser session only. A thousand items take about ten seconds.
+the index lives in memory for this browser session only. A thousand items take a few seconds.
 """
 
 COMPARE_HELP: Final = """### The same history, several systems
-What stands in every list is marked. *text-kNN* was never trained: it only knows which texts are alike. What the trained systems
-add to it is what they learnt
-from people."""
+What stands in every list is marked. *text-kNN* was never trained: it only knows which texts are alike. Where the two systems
+differ from it, it is by how they read a
+history, and by what they learnt from the customers of other shops."""
 
 SUBTITLES: Final = {
     "SETRec": "generates a set of tokens, all at once",
@@ -56,10 +58,11 @@ ABOUT: Final = """### What this is
 
 **SETRec**: an item is a *set* of continuous, order-agnostic tokens, and the model generates all tokens of the next item in one
 pass. The coloured chips on a card are those
-tokens: a label in words, and the token's share of the score. The shares of a card add up to its score.
+tokens: a label in words, and the token's share of what the item scores above an average item of the catalogue. The number beside
+the bar is that surplus; point at it to see the score itself.
 
 **IDGenRec**: an item is a short *textual identifier*, and the model writes the next one under a prefix tree of those that exist.
-The score is the probability of the text.
+The number beside the bar is the probability of the text, by word piece where the model divides by the length.
 
 *Because you had …* names the line of your history whose absence lowers the score most, with its share.
 

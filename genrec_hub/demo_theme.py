@@ -36,6 +36,8 @@ def theme() -> gr.themes.Base:
         input_background_fill="*neutral_50",
         input_shadow="none",
         input_shadow_focus="none",
+        checkbox_border_color="*neutral_400",
+        checkbox_border_color_dark="*neutral_400",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover="*primary_800",

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .phrases import Described, clean_words, generator_text, own_words
+from .processes import gathered, share
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +206,7 @@ def assign_identifiers(
     """Gives every item an identifier that no other has, as text and as tokens. The tokens are `encode(text)`.
 
     The result is a function of the items, `old` and `generate`; the order of the items plays no part, nor do batches as long as
-    `generate` answers for each text alone.
+    `generate` answers for each text alone. Several processes ask it for a share of the texts each, and all have the whole result.
 
     Args:
         items: the catalogue; item ids are unique.
@@ -243,9 +244,11 @@ def assign_identifiers(
         if not distinct or (asked and asked + len(distinct) > most):
             break
         asked += len(distinct)
-        answers = generate(distinct, penalty, length)
-        if len(answers) != len(distinct):
-            raise ValueError(f"The generator was asked for the candidates of {len(distinct)} texts and answered for {len(answers)}.")
+        part = share(len(distinct))
+        answers = generate(distinct[part.start : part.stop], penalty, length)
+        if len(answers) != len(part):
+            raise ValueError(f"The generator was asked for the candidates of {len(part)} texts and answered for {len(answers)}.")
+        answers = gathered(answers)
         candidates = {text: list(dict.fromkeys(map(clean_words, own))) for text, own in zip(distinct, answers, strict=True)}
         if not first:
             first = {text: next(filter(taken.known, own), "") for text, own in candidates.items()}

@@ -475,12 +475,18 @@ class SETRecModel(HubModel, PreTrainedModel):
     ) -> torch.Tensor:
         """What each token adds to the score of each shown item; the reference form of the score.
 
+        The prior judges an item as a whole and may be much longer than a token, so that its parts by slot say nothing of the history:
+        what it takes or gives in all is shared evenly by the semantic slots.
+
         Shape: generated (B, Q, D), semantic (B, K, S), cf (B, K, C), has_cf (B, K) -> (B, K, Q).
         """
-        parts = torch.einsum("bqd,bkqd,q->bkq", generated, self.tokenize(semantic, cf), self.slot_weights(generated))
-        if self.cf is not None:
-            absent = torch.ones_like(parts[..., 0], dtype=torch.bool) if cf is None else None
-            absent = ~has_cf if absent is None and has_cf is not None else absent
-            if absent is not None:
-                parts[..., 0] = parts[..., 0].masked_fill(absent, 0.0)
-        return parts
+        items, weights = self.tokenize(semantic, cf), self.slot_weights(generated)
+        if self.cf is not None and (cf is None or has_cf is not None):  # an item without a CF vector has no CF term
+            here = items.new_zeros(items.shape[:-2]) if cf is None or has_cf is None else has_cf.to(items)
+            items = torch.cat([items[..., :1, :] * here[..., None, None], items[..., 1:, :]], -2)
+        if self.prior is None:
+            return torch.einsum("bqd,bkqd,q->bkq", generated, items, weights)
+        parts = torch.einsum("bqd,bkqd,q->bkq", generated - self.prior, items, weights)
+        first = int(self.config.has_cf)
+        whole = torch.einsum("qd,bkqd,q->bk", self.prior, items, weights)[..., None] / self.config.semantic_tokens
+        return torch.cat([parts[..., :first], parts[..., first:] + whole], -1)

@@ -102,6 +102,18 @@ def salient_words(items: Sequence[Described], most: int = 6, order: Order = "gen
     ]
 
 
+def leading_words(item: Described, most: int = 7) -> str:
+    """Returns a short phrase of an item's own words: how its title begins, who makes it, what kind it is, then the rest of the title.
+
+    Nothing is counted, so that a small generator can learn to write it of catalogues that it never saw; `salient_words` asks for
+    frequencies that no text shows.
+    """
+    title, maker = _salient(item.title) or _words(item.title), _salient(item.brand)
+    kind = [word for part in reversed(departments(item.categories)) for word in _words(part)]
+    words = _apart(list(dict.fromkeys((*title[:4], *maker[:1], *kind[:3], *title[4:], *maker[1:], *kind[3:]))))
+    return " ".join(words[:most]) or clean_words(item.line, most) or clean_words(item.item_id, most) or "item"
+
+
 class _Phrases:
     def __init__(self, items: Sequence[Described], most: int, order: Order) -> None:
         self._most, self._order = most, order

@@ -241,6 +241,13 @@ class RecommendationPipeline(Pipeline):
             return []
         return self.processor.nearest(self.model, history, [self.catalog.row(item) for item in items], most)
 
+    def usual(self, history: Lines) -> list[float]:
+        """What each token adds to the score of an average item of the catalogue: what scores can be read against.
+
+        Empty for models whose identifiers can be read.
+        """
+        return self.processor.usual(self.model, history) if hasattr(self.processor, "usual") else []
+
     def ranker(self, domain: Any, split: Any = None, zero_shot: bool = False, exclude_seen: bool = True) -> "DomainRanker":
         """Prepares the model for an evaluation on a domain: its own catalogue with everything it knows of it, any other by text alone."""
         processor = self.processor

@@ -31,6 +31,8 @@ MOST_WORDS = 60
 """Words of a text of which an ID may consist."""
 TYPED_WORDS = 6
 """Words of a typed line that stand for an ID where no generator is at hand."""
+TYPED_KEPT = 2048
+"""Typed texts whose IDs are kept in memory, about."""
 
 Progress = Callable[[int, int], None]
 Lines = str | Iterable[str | Item | Mapping[str, object]]
@@ -74,6 +76,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         self.has_encoder = has_encoder
         self._identifiers = identifiers
         self._spellings: dict[str, tuple[int, ...]] = {}
+        self._typed: tuple[tuple[Any, ...], dict[str, list[int]]] = ((), {})
         if identifiers is not None and identifiers.item_ids != self.catalog.ids:
             raise ValueError(f"The identifiers are those of {len(identifiers)} other items than the catalogue's {len(self.catalog)}.")
 
@@ -254,13 +257,21 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         cut = [history[-self.max_items :] for history in histories]
         typed = list(dict.fromkeys(generator_text(match.item) for own in cut for match in own.matches if match.row is None))
         if model is None or not typed:
-            texts = [clean_words(text, TYPED_WORDS) for text in typed]
+            words = self._spoken(typed, [clean_words(text, TYPED_WORDS) for text in typed])
         else:
-            texts = [candidates[0] for candidates in self.write(model, typed, groups=1)]
-        words = {text: self._known(written) or self._known(clean_words(text)) for text, written in zip(typed, texts, strict=True)}
+            moment, kept = model.moment(), self._typed
+            if kept[0] != moment or len(kept[1]) > TYPED_KEPT:
+                kept = self._typed = (moment, {})
+            missing = [text for text in typed if text not in kept[1]]
+            kept[1].update(self._spoken(missing, [found[0] for found in self.write(model, missing, groups=1)]))
+            words = kept[1]
         return [
             [words[generator_text(match.item)] if match.row is None else self._tokens[match.row] for match in own.matches] for own in cut
         ]
+
+    def _spoken(self, texts: Sequence[str], written: Sequence[str]) -> dict[str, list[int]]:
+        """The tokens that stand for typed texts: those of the ID that was written for each, or of its own words where that says nothing."""
+        return {text: self._known(own) or self._known(clean_words(text)) for text, own in zip(texts, written, strict=True)}
 
     def _known(self, text: str) -> list[int]:
         return [token for token in self.tokenizer.encode(text, add_special_tokens=False) if token != self.tokenizer.unk_token_id]
@@ -360,7 +371,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
 
     @torch.inference_mode()
     def beams(self, model: IDGenRecModel, history: Lines | History, beams: int = 20, exclude_seen: bool = True) -> list[dict[str, object]]:
-        """The IDs that the search ended with, best first: text, logprob, and the item.
+        """The IDs that the search ended with, best first: text, logprob, score, and the item.
 
         Args:
             model: the model in evaluation mode.
@@ -372,7 +383,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         seen = [[row for row in read.rows if row is not None]] if exclude_seen else None
         found = model.recommend(self._at(model, self.history_tokens([read], model)), self.trie, beams, None, seen)
         return [
-            {**self._identifier(row, self._logprob(model, row, score)), "item": self.catalog[row].to_dict()}
+            {**self._identifier(row, self._logprob(model, row, score)), "score": score, "item": self.catalog[row].to_dict()}
             for row, score in zip(found.rows[0].tolist(), found.scores[0].tolist(), strict=True)
             if row >= 0
         ]

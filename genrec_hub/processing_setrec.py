@@ -36,8 +36,12 @@ CROWDING = np.float32(0.1)
 """Length of the crowding number beside the unit vectors: small, so that likeness hardly sees it; the model's prior does."""
 NEIGHBOURS = 6
 """Items whose words label a token."""
-LABEL_POOL = 20_000
+LABEL_POOL = 4096
 """Items among which the neighbours of a token are looked for."""
+AVERAGE_POOL = 512
+"""Items, evenly spread over the catalogue, that stand for an average one."""
+LABEL_WORDS = 16
+"""Words from which a token's label takes the first two that no other token of the item has taken."""
 
 Progress = Callable[[int, int], None]
 Lines = str | Iterable[str | Item | Mapping[str, object]]
@@ -75,6 +79,7 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         self.encoder = encoder if isinstance(encoder, TextEncoder) else TextEncoder(encoder, max_tokens)
         self.max_items = max_items
         self._features = dict(features) if features is not None else None
+        self._labels: tuple[tuple[Any, ...], dict[int, list[str]]] = ((), {})
         if self._features is None and len(self.catalog):
             self._features = self._encode(self.catalog, None, progress)
         if self._features is not None and len(self._features["semantic"]) != len(self.catalog):
@@ -372,21 +377,36 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
 
         Shape: K rows, scores K x Q -> K lists of Q dicts with slot, score and label.
         """
+        moment = model.moment()
+        if self._labels[0] != moment:
+            self._labels = (moment, {})
+        known = self._labels[1]
+        missing = [row for row in rows if row not in known]
+        if missing:
+            known.update(zip(missing, self._label(model, missing), strict=True))
+        return [
+            [
+                {"slot": name, "score": None if scores is None else float(scores[place][slot]), "label": known[row][slot]}
+                for slot, name in enumerate(model.config.slots)
+            ]
+            for place, row in enumerate(rows)
+        ]
+
+    def _label(self, model: SETRecModel, rows: Sequence[int]) -> list[list[str]]:
         near = self._nearest(model, self._tokens(model, rows), NEIGHBOURS)[0].tolist()
         texts, frequency = self.catalog.labels, self.catalog.label_frequency
-        labelled = []
-        for place, row in enumerate(rows):
-            tokens: list[dict[str, object]] = []
+        labels = []
+        for row, around in zip(rows, near, strict=True):
+            own: list[str] = []
             used: set[str] = set()
-            for slot, name in enumerate(model.config.slots):
-                neighbours = dict.fromkeys([row, *near[place][slot]])
-                words = typical_words([texts[r] for r in neighbours], frequency, len(self.catalog), most=6)
+            for places in around:
+                neighbours = dict.fromkeys([row, *places])
+                words = typical_words([texts[r] for r in neighbours], frequency, len(self.catalog), most=LABEL_WORDS)
                 fresh = [word for word in words if word not in used][:2] or words[:2]
                 used.update(fresh)
-                label = " ".join(fresh) or self.catalog[row].title
-                tokens.append({"slot": name, "score": None if scores is None else float(scores[place][slot]), "label": label})
-            labelled.append(tokens)
-        return labelled
+                own.append(" ".join(fresh) or self.catalog[row].title)
+            labels.append(own)
+        return labels
 
     @torch.inference_mode()
     def nearest(self, model: SETRecModel, history: Lines | History, rows: Sequence[int] = (), most: int = 5) -> list[dict[str, object]]:
@@ -404,6 +424,8 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
             less the catalogue's mean token.
         """
         generated = model(**self([self.read(history)[-self.max_items :]]).to(model.device)).tokens[:, 0]
+        if model.prior is not None:  # it is the same for every history
+            generated = generated - model.prior
         near, similar = self._nearest(model, torch.cat([generated, self._tokens(model, rows)]), most + 1)
         described: list[dict[str, object]] = []
         for row, places, values in zip([None, *rows], near.tolist(), similar.tolist(), strict=True):
@@ -415,14 +437,26 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
             described.append({"item_id": None if row is None else self.catalog[row].item_id, "tokens": tokens})
         return described
 
-    def _tokens(self, model: SETRecModel, rows: Sequence[int] | np.ndarray) -> torch.Tensor:
+    @torch.inference_mode()
+    def usual(self, model: SETRecModel, history: Lines | History) -> list[float]:
+        """What each token adds to the score of an average item of the catalogue. Shape: -> (Q,)."""
+        generated = model(**self([self.read(history)[-self.max_items :]]).to(model.device)).tokens[:, 0]
+        pool = self._spread(AVERAGE_POOL)
+        features = {name: values[pool][None].to(model.device) for name, values in self.features.items()}
+        return model.contributions(generated, **features)[0].mean(0).tolist()
+
+    def _spread(self, most: int) -> torch.Tensor:
+        """Rows that are evenly spread over the catalogue. Shape: -> (n,)."""
+        return torch.linspace(0, len(self.catalog) - 1, min(most, len(self.catalog)), dtype=torch.float64).long().unique()
+
+    def _tokens(self, model: SETRecModel, rows: Sequence[int] | np.ndarray | torch.Tensor) -> torch.Tensor:
         """Shape: K rows -> (K, Q, D)."""
         places = torch.as_tensor(rows, dtype=torch.long)
         return model.tokenize(*(self.features[name][places].to(model.device) for name in ("semantic", "cf") if name in self.features))
 
     def _nearest(self, model: SETRecModel, tokens: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows and cosines of the items nearest to each token, in its own slot. Shape: (K, Q, D) -> (K, Q, n) twice."""
-        pool = torch.linspace(0, len(self.catalog) - 1, min(LABEL_POOL, len(self.catalog)), dtype=torch.float64).long().unique()
+        pool = self._spread(LABEL_POOL)
         around = self._tokens(model, pool)
         centre = around.mean(0)
         around, tokens = F.normalize(around - centre, dim=-1), F.normalize(tokens - centre, dim=-1)

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import platform
 import shlex
 import shutil
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from transformers import Qwen3Config, TrainingArguments, set_seed
 
+from . import processes
 from .configuration_sasrec import SASRecConfig
 from .configuration_setrec import SETRecConfig
 from .domain import Domain, Protocol, Sequences, Split
@@ -94,6 +94,7 @@ def train_sasrec(domain: Domain, output: str | Path, settings: Settings = DEFAUL
     Returns:
         The report that is also written as `training.json`.
     """
+    processes.join()
     chosen = settings.or_else(epochs=24, batch=256, rate=2e-3, negatives=2048)
     split, size = domain.split(chosen.protocol), len(domain.catalog)
     refuse_empty(split.training)
@@ -153,6 +154,7 @@ def train_setrec(
     Raises:
         ValueError: when the SASRec was trained on another catalogue.
     """
+    processes.join()
     # A backbone's values are those of SETRec's scripts: its T5 is trained whole, its Qwen through adapters.
     if backbone is None:
         chosen = settings.or_else(epochs=14, batch=256, rate=2e-3, negatives=1024)
@@ -234,7 +236,7 @@ def run_arguments(output: str | Path, chosen: Settings, split: Split, more: dict
     assert chosen.epochs is not None
     assert chosen.batch is not None
     assert chosen.rate is not None
-    together = chosen.batch * int(os.environ.get("WORLD_SIZE", "1")) * int((more or {}).get("gradient_accumulation_steps", 1))
+    together = chosen.batch * processes.count() * int((more or {}).get("gradient_accumulation_steps", 1))
     steps = math.ceil(int((split.training.lengths >= 2).sum()) / together)
     blind = {} if len(split.validation) else {"eval_strategy": "no", "load_best_model_at_end": False}
     return training_arguments(

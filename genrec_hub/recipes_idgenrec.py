@@ -5,7 +5,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, T5Config, set_seed
 
+from . import processes
 from .catalog import Catalog
 from .configuration_idgenrec import IDGenRecConfig
 from .domain import Domain, Split
@@ -41,9 +42,20 @@ def small_tokenizer(texts: Iterable[str], size: int = 8192) -> PreTrainedTokeniz
     tokenizer.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     )
+    return _dressed(tokenizer)
+
+
+def _dressed(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
     )
+
+
+def tokenizer_of_all(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    """A `small_tokenizer` that the first of several processes makes, so that all have the same one."""
+    own = small_tokenizer(texts, size) if processes.first() else None
+    made = processes.told(own.backend_tokenizer.to_str() if own is not None else "")
+    return own if own is not None else _dressed(Tokenizer.from_str(made))
 
 
 def small_language_models(words: int, hidden: int = 128, layers: int = 2, dropout: float = 0.2) -> dict[str, Any]:
@@ -127,6 +139,7 @@ def train_idgenrec(
     Returns:
         The report that is also written as `training.json`.
     """
+    processes.join()
     if strategy not in STRATEGIES:
         raise ValueError(f"The strategy is {strategy!r}: it should be one of {', '.join(STRATEGIES)}.")
     chosen = settings.or_else(epochs=16, batch=128, rate=2e-3, negatives=0)
@@ -170,7 +183,8 @@ def train_idgenrec(
         **circumstances(domain, backbone),
     }
     _keep(output, model, processor, report)
-    shutil.rmtree(work, ignore_errors=True)
+    if processes.first():
+        shutil.rmtree(work, ignore_errors=True)
     return report
 
 
@@ -190,7 +204,7 @@ def _start(
     if backbone is None:
         small = {name: config.pop(name) for name in ("hidden", "layers") if name in config}
         texts = [*map(generator_text, catalog), *salient_words(catalog)]
-        tokenizer: Any = small_tokenizer(texts, vocabulary)
+        tokenizer: Any = tokenizer_of_all(texts, vocabulary)
         model = IDGenRecModel(IDGenRecConfig(**small_language_models(len(tokenizer), dropout=config["dropout"], **small), **config))
     else:
         model = IDGenRecModel.from_backbone(backbone, generator, **config)
@@ -219,17 +233,22 @@ def train_writer(
     seed: int = 0,
     batch: int = 64,
     rate: float = 2e-3,
+    phrases: Callable[[Catalog], Sequence[str]] = salient_words,
     **more: Any,
 ) -> dict[str, Any]:
-    """Teaches the generator to write the salient words of catalogues; frequencies are counted within each. Returns the phase's report."""
+    """Teaches the generator to write a phrase about each item of catalogues, its salient words for one. Returns the phase's report.
+
+    `batch` texts are those of all processes together.
+    """
     texts = [generator_text(item) for catalog in catalogs for item in catalog]
-    phrases = [phrase for catalog in catalogs for phrase in salient_words(catalog)]
+    wanted = [phrase for catalog in catalogs for phrase in phrases(catalog)]
     steps = math.ceil(len(texts) / batch)
+    own = max(1, batch // processes.count())
     arguments = training_arguments(
-        folder, epochs=epochs, batch=batch, rate=rate, steps_per_epoch=steps, seed=seed, eval_strategy="no", load_best_model_at_end=False,
+        folder, epochs=epochs, batch=own, rate=rate, steps_per_epoch=steps, seed=seed, eval_strategy="no", load_best_model_at_end=False,
         **more,
     )  # fmt: skip
-    trainer = WriterTrainer(model, arguments, texts, phrases, processor)
+    trainer = WriterTrainer(model, arguments, texts, wanted, processor)
     run(trainer, resume)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {"phase": "writer", "texts": len(texts), "losses": losses}
@@ -316,6 +335,9 @@ def _phase(
 
 
 def _keep(folder: Path, model: IDGenRecModel, processor: IDGenRecProcessor, report: dict[str, Any]) -> None:
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    """Writes what a phase has finished, the report last; the first process for all of them."""
+    if processes.first():
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    processes.wait()

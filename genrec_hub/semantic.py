@@ -35,6 +35,10 @@ FAST_ENCODER = "fast"
 MAX_TOKENS = 48
 STEP = 64
 """Texts between two calls of `progress`, which is also where a caller may break off: about half a second of one core."""
+FEW = 64
+"""As many texts at once are taken for typed ones, whose vectors are kept in memory."""
+RECENT = 1024
+"""Vectors that are kept in memory at the most, about."""
 
 
 def cache_folder() -> Path:
@@ -75,6 +79,7 @@ class TextEncoder:
     def __init__(self, name: str = DEFAULT_ENCODER, max_tokens: int = MAX_TOKENS, cache: bool = True, origin: str = "") -> None:
         self.name, self.max_tokens, self.cache, self.origin = name, max_tokens, cache, origin or name
         self._run: Callable[[list[str]], torch.Tensor] | None = None
+        self._recent: dict[str, np.ndarray] = {}
 
     def __repr__(self) -> str:
         return f"TextEncoder({self.name!r}, max_tokens={self.max_tokens})"
@@ -120,6 +125,8 @@ class TextEncoder:
     def encode(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None, cache: bool | None = None) -> np.ndarray:
         """Encodes texts to unit vectors; each text is computed once and then read from the cache.
 
+        An encoder that keeps nothing on disk (`cache=False`) keeps the vectors of typed texts, a few at once, in memory for a while.
+
         Args:
             texts: the lines.
             progress: called with (done, total) after every batch.
@@ -128,11 +135,13 @@ class TextEncoder:
         Shape: T texts -> (T, S) float32.
         """
         unique = list(dict.fromkeys(texts))
-        known: dict[str, np.ndarray] = {}
+        few = not self.cache and len(unique) <= FEW
+        recent = self._recent  # whoever comes meanwhile may put another one in its place
+        known = {text: recent[text] for text in unique if text in recent} if few else {}
         disk = self.cache if cache is None else cache
         store = _Store(cache_folder() / f"vectors-{self.key}.sqlite") if disk and not self.is_static else None
         if store is not None:
-            known = store.read(unique)
+            known |= store.read(unique)
         missing = sorted((text for text in unique if text not in known), key=len)
         for start in range(0, len(missing), STEP):
             batch = missing[start : start + STEP]
@@ -144,6 +153,8 @@ class TextEncoder:
                 progress(start + len(batch), len(missing))
         if not texts:
             return np.zeros((0, self.dimension), np.float32)
+        if few:
+            self._recent = {**recent, **known} if len(recent) < RECENT else known
         return np.stack([known[text] for text in texts])
 
     @property

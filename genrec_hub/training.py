@@ -4,8 +4,10 @@ Batches hold rows of the catalogue; features are looked up on the model's device
 checkpoint by NDCG@10 is kept, and an interrupted run resumes from its last checkpoint.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from . import processes
 from .domain import Cases, Sequences
@@ -139,9 +142,6 @@ class NextItemTrainer(Trainer):
     positions = 2560
     """Positions (users x columns) whose graph is held at a time: a process on Beauty then stays at about 2 GiB."""
 
-    fills_batches = True
-    """Whether an empty sequence may stand in a batch, so that every process has whole batches."""
-
     control: TrainerControl
 
     def __init__(
@@ -174,9 +174,10 @@ class NextItemTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBucketSampler:  # type: ignore[type-arg]
         data: Any = self.train_dataset if train_dataset is None else train_dataset
         domains = self.domains[data.sequences.items[data.sequences.offsets[data.users]]]
-        together = self.args.train_batch_size * self.args.world_size
-        filled = self.fills_batches and together > self.args.train_batch_size
-        sampler = LengthBucketSampler(data.lengths, together, self.args.seed, domains, self.quota, filled=filled)
+        several = self.args.world_size
+        sampler = LengthBucketSampler(
+            data.lengths, self.args.train_batch_size * several, self.args.seed, domains, self.quota, filled=several > 1
+        )
         self.add_callback(EpochOrder(sampler))
         return sampler
 
@@ -199,20 +200,28 @@ class NextItemTrainer(Trainer):
         inputs: dict[str, torch.Tensor | Any],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Goes through a batch of long histories in parts, a backward each: the same gradient in memory that does not grow with length."""
+        """Goes through a batch of long histories in parts, a backward each: the same gradient in memory that does not grow with length.
+
+        Processes may have different numbers of parts: gradients travel with the last one. Where weights are cut up and travel with every
+        forward, a batch stays whole.
+        """
         items, labels = inputs["items"], inputs["labels"]
-        size = max(1, self.positions // items.shape[1])
-        if len(items) <= size or self.args.world_size > 1 or num_items_in_batch is None:
+        size = max(1, self.positions // max(1, items.shape[1]))
+        if len(items) <= size or self.cut_up or num_items_in_batch is None:
             return super().training_step(model, inputs, num_items_in_batch)
         candidates = self.draw_candidates(labels)
-        parts = zip(items.split(size), labels.split(size), strict=True)
-        losses = [
-            super(NextItemTrainer, self).training_step(
-                model, {"items": own, "labels": targets, "candidates": candidates}, num_items_in_batch
-            )
-            for own, targets in parts
-        ]
+        parts = list(zip(items.split(size), labels.split(size), strict=True))
+        losses = []
+        for number, (own, targets) in enumerate(parts, 1):
+            part = {"items": own, "labels": targets, "candidates": candidates}
+            with self.accelerator.no_sync(model) if number < len(parts) else nullcontext():
+                losses.append(super().training_step(model, part, num_items_in_batch))
         return torch.stack(losses).sum()
+
+    @property
+    def cut_up(self) -> bool:
+        """Whether each process holds a part of the weights only, so that all have to run the model equally often."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def compute_loss(
         self,
@@ -244,18 +253,21 @@ class NextItemTrainer(Trainer):
         raise NotImplementedError(f"{type(self).__name__} does not say how histories are scored.")
 
     def rank_validation(self) -> dict[str, float]:
-        """HR@10 and NDCG@10 on the validation cases, whole catalogue, seen items excluded."""
+        """HR@10 and NDCG@10 on the validation cases, whole catalogue, seen items excluded; several processes rank a share each."""
         model, cases = self.model, self.validation
         assert model is not None
         assert cases is not None
         training = model.training
         model.eval()
+        own = range(len(cases)) if self.cut_up else processes.share(len(cases))
         ranks = []
-        for start in range(0, len(cases), 256):
-            rows = range(start, min(start + 256, len(cases)))
+        for start in range(own.start, own.stop, 256):
+            rows = range(start, min(start + 256, own.stop))
             histories, targets = [cases.histories[r] for r in rows], [cases.targets[r] for r in rows]
             ranks += target_ranks(self.scores(histories), targets, histories)
         model.train(training)
+        if len(own) < len(cases):
+            ranks = [np.array(places, np.int64) for places in processes.gathered([places.tolist() for places in ranks])]
         return {"hr@10": float(hit_rate(ranks, 10).mean()), "ndcg@10": float(ndcg(ranks, 10).mean())}
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
@@ -417,7 +429,24 @@ def training_arguments(
 
 def run(trainer: NextItemTrainer, resume: bool) -> None:
     """Trains, from the last checkpoint of the output folder when `resume` and there is one."""
-    last = get_last_checkpoint(str(trainer.args.output_dir)) if resume and Path(str(trainer.args.output_dir)).is_dir() else None
+    folder = Path(str(trainer.args.output_dir))
+    last = processes.told(whole_checkpoint(folder)) if resume else None
     if resume:
-        logger.info("Resuming from %s" if last else "Nothing to resume in %s: starting anew.", last or trainer.args.output_dir)
+        logger.info("Resuming from %s" if last else "Nothing to resume in %s: starting anew.", last or folder)
     trainer.train(resume_from_checkpoint=last)
+
+
+def whole_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint that was written to its end: what a process was writing when it was killed is no checkpoint.
+
+    The Trainer writes its state last.
+    """
+    found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda own: int(own.name.rpartition("-")[2]), reverse=True)
+    for own in found:
+        try:
+            json.loads((own / TRAINER_STATE_NAME).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            logger.warning("%s was not written to its end: the one before it is taken.", own)
+        else:
+            return str(own)
+    return None

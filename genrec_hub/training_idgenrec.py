@@ -18,7 +18,7 @@ from .own_words import legal_tokens
 from .phrases import generator_text
 from .processing_idgenrec import IDGenRecProcessor
 from .prompts import labels_of, pad_prompts, pad_tokens, soft_places
-from .training import LengthBucketSampler, NextItemTrainer, collate
+from .training import EpochOrder, LengthBucketSampler, NextItemTrainer, collate
 
 READ_BY_GENERATOR = 10
 """History items whose IDs are soft in the generator's phase (IDGenRec: half of the history)."""
@@ -49,7 +49,10 @@ class WriterTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBucketSampler:  # type: ignore[type-arg]
         data: Any = self.train_dataset if train_dataset is None else train_dataset
         lengths = np.array([len(own) for own in data.tokens])
-        return LengthBucketSampler(lengths, self.args.train_batch_size * self.args.world_size, self.args.seed)
+        together = self.args.train_batch_size * self.args.world_size
+        sampler = LengthBucketSampler(lengths, together, self.args.seed, filled=self.args.world_size > 1)
+        self.add_callback(EpochOrder(sampler))
+        return sampler
 
     def _collate(self, pairs: list[tuple[str, list[int], list[int]]]) -> dict[str, torch.Tensor]:
         processor = self.processor
@@ -58,6 +61,9 @@ class WriterTrainer(Trainer):
         if self.own_words:
             words = [processor.word_tokens(text) for text, *_ in pairs]
             batch["legal"] = legal_tokens(words, batch["labels"], processor.eos, len(processor.tokenizer))
+        empty = torch.tensor([not tokens for _, tokens, _ in pairs])
+        batch["text_mask"][empty, -1] = 1  # something to attend to
+        batch["labels"][empty] = -100
         return batch
 
 
@@ -69,6 +75,8 @@ class _Pairs(Dataset):  # type: ignore[type-arg]
         return len(self.texts)
 
     def __getitem__(self, row: int) -> tuple[str, list[int], list[int]]:
+        if row < 0:  # an empty place of the sampler
+            return "", [], []
         return self.texts[row], self.tokens[row], self.phrases[row]
 
 
@@ -82,7 +90,6 @@ class IDGenRecTrainer(NextItemTrainer):
 
     model: IDGenRecModel
     part = "recommender"
-    fills_batches = False
     positions = 512
 
     def __init__(
@@ -159,13 +166,18 @@ class IDGenRecTrainer(NextItemTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Makes the phase's prompts of a batch of rows and runs the model; the loss is the mean over the label tokens of an average ID."""
-        batch = self.prompts(inputs["items"], inputs["labels"])
-        count = num_items_in_batch if num_items_in_batch is not None else int((inputs["labels"] >= 0).sum())
-        there = {name: values.to(self.args.device) for name, values in batch.items()}
-        domain = int(self.domains[int(inputs["items"].max())])
+        items, labels = inputs["items"], inputs["labels"]
+        count = num_items_in_batch if num_items_in_batch is not None else int((labels >= 0).sum())
+        real = (items >= 0).any(1)
+        if filled := bool(real.any()):
+            items, labels = items[real], labels[real]
+        else:  # a batch of empty places: other processes wait for its gradients, which are those of any items times nothing
+            items = labels = items.new_zeros(1, 2)
+        there = {name: values.to(self.args.device) for name, values in self.prompts(items, labels).items()}
+        domain = int(self.domains[int(items.max())])
         trie = self.tries[domain] if self.model.config.normalizer == "tree" else None
         output = model(**there, trie=trie, num_items_in_batch=count * self.mean)
-        loss = output.loss * (self.args.world_size if num_items_in_batch is not None else 1)
+        loss = output.loss * ((self.args.world_size if num_items_in_batch is not None else 1) * filled)
         return (loss, output) if return_outputs else loss
 
     def prompts(self, items: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -5,7 +5,8 @@
     python scripts/deploy_space.py org/name --hardware zero-a10g          ZeroGPU; the free CPU otherwise
 
 What goes up is what `python app.py` needs: the app, the package with its embedded checkpoints, the card templates, the requirements. The
-header of README.md is the Space's configuration; `--models` adds them to it, to be fetched while the Space is built.
+header of README.md is the Space's configuration; `--models` adds them to it: they are fetched while the Space is built, and the app
+offers them before the embedded ones. On ZeroGPU answers are computed on the lent GPU (genrec_hub/demo_gpu.py), and torch comes with CUDA.
 """
 
 import argparse
@@ -50,7 +51,14 @@ def configure(readme: str, models: list[str]) -> str:
     return HEADER.sub(lambda _: f"---\n{text}---\n", readme, count=1)
 
 
-def assemble(folder: Path, models: list[str]) -> None:
+def requirements(text: str, hardware: str | None) -> str:
+    """The requirements for some hardware: without the index of CPU wheels where there is a GPU."""
+    lines = text.splitlines(keepends=True)
+    on_cpu = hardware is None or hardware.startswith("cpu")
+    return "".join(line for line in lines if on_cpu or not line.startswith("--extra-index-url"))
+
+
+def assemble(folder: Path, models: list[str], hardware: str | None = None) -> None:
     """Copies what the Space runs into a folder."""
     for name in FILES:
         source = REPOSITORY / name
@@ -58,6 +66,7 @@ def assemble(folder: Path, models: list[str]) -> None:
             shutil.copytree(source, folder / name, ignore=LEFT_OUT)
         else:
             shutil.copyfile(source, folder / name)
+    (folder / "requirements.txt").write_text(requirements((REPOSITORY / "requirements.txt").read_text(encoding="utf-8"), hardware))
     (folder / "README.md").write_text(configure((REPOSITORY / "README.md").read_text(encoding="utf-8"), models), encoding="utf-8")
 
 
@@ -72,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as made:
         try:
-            assemble(Path(made), [name for name in chosen.models.split(",") if name])
+            assemble(Path(made), [name.strip() for name in chosen.models.split(",") if name.strip()], chosen.hardware)
             done = upload(Path(made), Target(chosen.space, "space", chosen.private), MANAGED, chosen.message)
             if chosen.hardware:
                 HfApi().request_space_hardware(chosen.space, chosen.hardware)

@@ -1,9 +1,11 @@
 """Foundation IDGenRec on fused domains: tokenizer and generator from their texts, IDs for every catalogue, a recommender on all histories.
 
     python scripts/pretrain_idgenrec.py --source ../shared/data --output runs/idgenrec
+    torchrun --standalone --nproc_per_node 2 scripts/pretrain_idgenrec.py --batch 32 --source ../shared/data --output runs/idgenrec
 
 Test domains are not read but for their user ids, which are left out of the training domains. The checkpoint carries the sample shop's
-catalogue, never that of a training domain. Every phase resumes with --resume.
+catalogue, never that of a training domain. Every phase resumes with --resume. Several processes share the work and end with what one would
+have; --batch is that of each of them.
 """
 
 import argparse
@@ -19,9 +21,9 @@ import numpy as np
 from pretrain_setrec import TEST, TRAIN, fuse, users_of
 from transformers import EarlyStoppingCallback, set_seed
 
-from genrec_hub import Catalog, Domain, IDGenRecConfig, IDGenRecModel, IDGenRecProcessor
-from genrec_hub.phrases import generator_text, salient_words
-from genrec_hub.recipes_idgenrec import small_language_models, small_tokenizer, train_writer
+from genrec_hub import Catalog, Domain, IDGenRecConfig, IDGenRecModel, IDGenRecProcessor, processes
+from genrec_hub.phrases import generator_text, leading_words
+from genrec_hub.recipes_idgenrec import small_language_models, tokenizer_of_all, train_writer
 from genrec_hub.training import run, training_arguments
 from genrec_hub.training_idgenrec import PackedRecommenderTrainer
 
@@ -44,7 +46,7 @@ def main() -> None:
     parser.add_argument("--writer-rate", type=float, default=2e-3)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--patience", type=int, default=3, help="epochs without a better validation after which a run ends")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=64, help="histories of a step, in each process")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--quota", type=int, default=3000, help="users of a domain in one epoch, at the most")
     parser.add_argument("--max-text", type=int, default=48, help="tokens of an item's text that the generator reads")
@@ -55,7 +57,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     chosen = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    processes.join()
+    logging.basicConfig(level=logging.INFO if processes.first() else logging.WARNING, stream=sys.stderr)
     start, cpu = time.time(), time.process_time()
 
     names = chosen.train.split(",")
@@ -76,8 +79,7 @@ def main() -> None:
         validation = identified(chosen, model, bare, chosen.validation, held.catalog)
         trainer = recommender(chosen, model, processors, validation, held, sequences, domain_of)
         before = trainer.rank_validation()
-        model.save_pretrained(chosen.output / "start")
-        bare.with_catalog(shop, model=model).save_pretrained(chosen.output / "start")
+        keep(chosen.output / "start", bare.with_catalog(shop, model=model), model)
         logger.info("untrained, on %s: %s", chosen.validation, before)
         run(trainer, chosen.resume)
         penalties = trainer.choose_length_penalty()
@@ -99,10 +101,20 @@ def main() -> None:
         logger.warning(
             "Training has not bettered the start on %s; the start is kept apart in %s.", chosen.validation, chosen.output / "start"
         )
-    model.eval().save_pretrained(chosen.output)
-    bare.with_catalog(shop, model=model).save_pretrained(chosen.output)
-    (chosen.output / "training.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report))
+    keep(chosen.output, bare.with_catalog(shop, model=model.eval()), model, report)
+    if processes.first():
+        print(json.dumps(report))
+
+
+def keep(folder: Path, processor: IDGenRecProcessor, model: IDGenRecModel | None = None, report: dict[str, Any] | None = None) -> None:
+    """Writes what there is, the report last; the first process for all of them."""
+    if processes.first():
+        if model is not None:
+            model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        if report is not None:
+            (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    processes.wait()
 
 
 def settings_of(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -117,8 +129,8 @@ def writer(chosen: argparse.Namespace, catalogs: list[Catalog]) -> tuple[IDGenRe
     if chosen.resume and (place / "training.json").is_file():
         report = json.loads((place / "training.json").read_text())
         return IDGenRecModel.from_pretrained(place), IDGenRecProcessor.from_pretrained(place), report
-    texts = [text for catalog in catalogs for text in (*map(generator_text, catalog), *salient_words(catalog))]
-    tokenizer = small_tokenizer(texts, chosen.vocabulary)
+    texts = [text for catalog in catalogs for text in (*map(generator_text, catalog), *map(leading_words, catalog))]
+    tokenizer = tokenizer_of_all(texts, chosen.vocabulary)
     settings = {
         "normalizer": "tree",
         "own_words": True,
@@ -131,10 +143,18 @@ def writer(chosen: argparse.Namespace, catalogs: list[Catalog]) -> tuple[IDGenRe
     parts = small_language_models(len(tokenizer), chosen.hidden, chosen.layers, settings["dropout"])
     model = IDGenRecModel(IDGenRecConfig(**parts, **settings))
     bare = IDGenRecProcessor(tokenizer, max_items=chosen.max_items, max_text=chosen.max_text)
-    report = train_writer(model, bare, catalogs, place / "run", chosen.writer_epochs, chosen.resume, chosen.seed, rate=chosen.writer_rate)
-    model.save_pretrained(place)
-    bare.save_pretrained(place)
-    (place / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    report = train_writer(
+        model,
+        bare,
+        catalogs,
+        place / "run",
+        chosen.writer_epochs,
+        chosen.resume,
+        chosen.seed,
+        rate=chosen.writer_rate,
+        phrases=lambda catalog: [leading_words(item) for item in catalog],
+    )
+    keep(place, bare, model, report)
     return model, bare, report
 
 
@@ -148,7 +168,7 @@ def identified(chosen: argparse.Namespace, model: IDGenRecModel, bare: IDGenRecP
     start = time.process_time()
     processor = bare.with_catalog(catalog, model=model)
     logger.info("%s: %d IDs in %.0f s, such as %s", name, len(catalog), time.process_time() - start, processor.identifiers.texts[:5])
-    processor.save_pretrained(place)
+    keep(place, processor)
     return processor
 
 
@@ -163,7 +183,7 @@ def recommender(
 ) -> PackedRecommenderTrainer:
     """The trainer of the recommender on all domains; a batch is of one domain."""
     entries = np.bincount(domain_of[sequences.items[sequences.offsets[:-1]]], minlength=len(processors))
-    steps = int((np.minimum(entries, chosen.quota) // chosen.batch).sum())
+    steps = int((np.minimum(entries, chosen.quota) // (chosen.batch * processes.count())).sum())
     return PackedRecommenderTrainer(
         model,
         training_arguments(

@@ -3,8 +3,10 @@
     python scripts/pretrain_setrec.py --source ../shared/data --output runs/foundation
     python scripts/pretrain_setrec.py --source ../shared/data --output runs/foundation --resume
     python scripts/pretrain_setrec.py --source data --train shop_a,shop_b --validation shop_c --without-users shop_d --output runs/x
+    torchrun --standalone --nproc_per_node 2 scripts/pretrain_setrec.py --batch 32 --source ../shared/data --output runs/foundation
 
-The finished checkpoint carries the catalogue of `--catalog` (the sample shop by default), never that of a training domain.
+Several processes share the work and end with what one would have; --batch is that of each of them. The finished checkpoint carries the
+catalogue of `--catalog` (the sample shop by default), never that of a training domain.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, set_seed
 
-from genrec_hub import Catalog, Domain, SETRecConfig, SETRecModel, SETRecProcessor
+from genrec_hub import Catalog, Domain, SETRecConfig, SETRecModel, SETRecProcessor, processes
 from genrec_hub.domain import Sequences
 from genrec_hub.recipes import lean, small_backbone
 from genrec_hub.training import SETRecTrainer, run, training_arguments
@@ -63,7 +65,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--patience", type=int, default=2, help="epochs without a better validation after which a run ends")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=64, help="histories of a step, in each process")
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--negatives", type=int, default=512)
@@ -77,7 +79,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     chosen = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    processes.join()
+    logging.basicConfig(level=logging.INFO if processes.first() else logging.WARNING, stream=sys.stderr)
 
     names = chosen.train.split(",")
     forbidden = {user for name in filter(None, chosen.without_users.split(",")) for user in users_of(chosen.source / name)}
@@ -114,7 +117,7 @@ def main() -> None:
             if name == part or name.startswith(f"{part}."):
                 parameter.requires_grad_(False)
     entries = np.bincount(domain_of[sequences.items[sequences.offsets[:-1]]], minlength=len(domains))
-    steps = int((np.minimum(entries, chosen.quota) // chosen.batch).sum())
+    steps = int((np.minimum(entries, chosen.quota) // (chosen.batch * processes.count())).sum())
     trainer = SETRecTrainer(
         model,
         training_arguments(
@@ -160,10 +163,13 @@ def main() -> None:
         "cpu_seconds": round(time.process_time() - cpu),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    trainer.model.save_pretrained(chosen.output)
-    bare.with_catalog(Catalog.from_file(chosen.catalog)).save_pretrained(chosen.output)
-    (chosen.output / "training.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report))
+    shop = bare.with_catalog(Catalog.from_file(chosen.catalog))
+    if processes.first():
+        trainer.model.save_pretrained(chosen.output)
+        shop.save_pretrained(chosen.output)
+        (chosen.output / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+        print(json.dumps(report))
+    processes.wait()
 
 
 def users_of(folder: Path) -> set[str]:

@@ -164,6 +164,30 @@ def test_new_items_and_shared_words_are_marked(sets: FakeRecommender, texts: Fak
     assert "Probability" in marked
 
 
+def test_one_badge_does_where_all_items_are_new(sets: FakeRecommender) -> None:
+    one = answer(sets)
+    found = {card["item"]["item_id"] for card in one.recommendations}
+    page = cards.results(one.recommendations, "note", fresh=found)
+    assert page.count("gh-new") == page.count("all new to the model") == 1
+
+
+def test_tokens_are_shown_against_an_average_item(sets: FakeRecommender, texts: FakeWriter) -> None:
+    one = answer(sets)
+    best, usual = one.recommendations[0], [0.25, 0.0, 0.0]
+    surplus = [token["score"] - own for token, own in zip(best["identifier"]["tokens"], usual, strict=True)]
+    page = cards.results([best], usual=usual)
+    assert [int(share) for share in re.findall(r"<b>(-?\d+)%</b>", page)] == [
+        round(100 * part / sum(map(abs, surplus))) for part in surplus
+    ]
+    assert f"Score {best['score']:.2f}, {best['score'] - 0.25:+.2f} over an average item" in page
+    assert f'adds {surplus[0]:+.2f} over an average item"' in page
+    written = answer(texts).recommendations[0]
+    assert f"Probability of the identifier: {100 * np.exp(written['score']):.2g}%" in cards.results([written])
+    shorter = {**written, "score": written["score"] / 2}
+    assert f"Probability of a word piece of it, in the mean: {100 * np.exp(shorter['score']):.2g}%" in cards.results([shorter])
+    assert cards.percent(1e-9) == "&lt;0.001%"
+
+
 def test_details_show_beams_tokens_and_stages(sets: FakeRecommender, texts: FakeWriter) -> None:
     page = traced(answer(texts), "")
     assert "no item has it" in page
@@ -250,6 +274,23 @@ def test_nearest_items_of_tokens(real: RecommendationPipeline) -> None:
                 order = [place for place in cosines.argsort(descending=True).tolist() if place != row][:4]
                 assert [item["title"] for item in token["nearest"]] == [real.catalog[place].title for place in order]
                 assert [item["similarity"] for item in token["nearest"]] == pytest.approx(cosines[order].tolist(), abs=1e-5)
+
+
+def test_what_an_average_item_scores(real: RecommendationPipeline) -> None:
+    history = "Aurora shampoo\nsomething for the garden"
+    scores = torch.tensor([[token["score"] for token in card["identifier"]["tokens"]] for card in real(history, 60, exclude_seen=False)])
+    assert len(scores) == 60
+    assert real.usual(history) == pytest.approx(scores.mean(0).tolist(), abs=1e-5)
+
+
+def test_a_prior_is_not_what_a_history_asks_for(tiny_setrec, processor) -> None:
+    history, model = "Aurora shampoo\nsomething for the garden", tiny_setrec(prior=True)
+    near = processor.nearest(model, history, [3])
+    with torch.no_grad():
+        model.prior += 100 * torch.randn_like(model.prior)
+    assert [
+        [item["title"] for item in token["nearest"]] for entry in processor.nearest(model, history, [3]) for token in entry["tokens"]
+    ] == [[item["title"] for item in token["nearest"]] for entry in near for token in entry["tokens"]]
 
 
 def test_an_answer_names_its_stages(real: RecommendationPipeline) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import httpx
 import psutil
 from visitors import SHOTS, Visit, browser  # noqa: F401
 
+from genrec_hub.catalog import Catalog
 from genrec_hub.demo_models import default_models
 from genrec_hub.demo_texts import PERSONAS
 
@@ -98,6 +100,13 @@ async def recommend(http: httpx.AsyncClient, history: str, model: str, k: int = 
     answer = (await http.get(f"gradio_api/call/recommend/{event}")).raise_for_status().text
     assert "event: complete" in answer, answer[:300]
     return json.loads(answer.rsplit("data: ", 1)[1])[0]["recommendations"]
+
+
+async def timed(url: str) -> float:
+    start = time.monotonic()
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+        assert len(await recommend(http, "coffee\nsnuffle mat", next(iter(default_models())))) == 10
+    return time.monotonic() - start
 
 
 def test_a_cold_start_answers_within_fifteen_seconds(server: Server) -> None:
@@ -187,11 +196,16 @@ def test_ten_uploads_at_once_do_not_mix(server: Server, browser, tmp_path: Path)
             here.leave()
 
 
-def test_ten_thousand_real_rows(server: Server, browser, tmp_path: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize("rows", ["made up", "real"])
+def test_ten_thousand_rows(rows: str, server: Server, browser, tmp_path: Path, request: pytest.FixtureRequest) -> None:  # noqa: F811
     """Progress, cancel within a few seconds, then the whole index; other visitors are answered meanwhile; nothing stays on disk."""
     path = tmp_path / "ten thousand.csv"
-    kinds = [line for history in PERSONAS.values() for line in history.split("\n")]
-    path.write_text("item_id,title\n" + "".join(f"{n},{kinds[n % len(kinds)]} number {n}\n" for n in range(10_000)))
+    if rows == "real":
+        items = Catalog.from_file(request.getfixturevalue("shared") / "amazon14_beauty" / "items.parquet")[:10_000]
+        Catalog(items).to_file(path)
+    else:
+        kinds = [line for history in PERSONAS.values() for line in history.split("\n")]
+        path.write_text("item_id,title\n" + "".join(f"{n},{kinds[n % len(kinds)]} number {n}\n" for n in range(10_000)))
     here = Visit(browser, server.url)
     page = here.page
     try:
@@ -205,14 +219,23 @@ def test_ten_thousand_real_rows(server: Server, browser, tmp_path: Path) -> None
         tell(f"cancelled within {time.monotonic() - start:.1f} s")
         start = time.monotonic()
         page.get_by_role("button", name="Index these items").click()
-        page.locator(".gh-done").wait_for(timeout=600_000)
-        tell(f"10,000 rows in {time.monotonic() - start:.0f} s")
-        here.history.fill("espresso beans")
+        others, aside = [], ThreadPoolExecutor(1)  # other visitors' answers while the machine is busy with the index
+        while not page.locator(".gh-done").is_visible():
+            assert time.monotonic() - start < 600, "the index takes too long"
+            others.append(aside.submit(asyncio.run, timed(server.url)).result())  # the browser's own loop runs in this thread
+            page.wait_for_timeout(1000)
+        tell(f"10,000 {rows} rows in {time.monotonic() - start:.0f} s; meanwhile somebody else waits {median(others):.2f} s for an answer")
+        assert median(others) < 2
+        here.history.fill("espresso beans\nargan oil shampoo")
+        page.wait_for_timeout(1000)
+        start = time.monotonic()
         here.recommend()
         here.cards.first.wait_for(timeout=60_000)
+        tell(f"an answer from 10,000 {rows} rows in {time.monotonic() - start:.2f} s, as seen in the browser")
         assert here.cards.count() == 10
         uploads = Path(server.process.environ()["GRADIO_TEMP_DIR"])
-        assert not [file for file in uploads.rglob("*") if file.is_file()]
+        kept = [file for file in uploads.rglob("*") if file.is_file()]
+        assert not kept, kept
         assert here.faults == []
     finally:
         here.leave()

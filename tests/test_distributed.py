@@ -12,22 +12,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from typer.testing import CliRunner
 
 from genrec_hub import processes
+from genrec_hub.cli import app
+from genrec_hub.domain import Domain
+from genrec_hub.evaluation import evaluate
 from genrec_hub.grounding import merge, top_k, top_k_of_shares
 from genrec_hub.training import LengthBucketSampler
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 WORKER = Path(__file__).parent / "distributed_worker.py"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def start(folder, *arguments, several=False, **more):
+def start(folder, *arguments, several=False, launcher=TORCHRUN):
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(WORKER.parent.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **more}
-    command = [sys.executable, *(TORCHRUN if several else []), str(WORKER), str(folder), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(WORKER.parent.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *(launcher if several else []), str(WORKER), str(folder), *map(str, arguments)]
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def command(*arguments):
+    """The one answer of a command that two processes run."""
+    environment = {**os.environ, "PYTHONPATH": str(WORKER.parent.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, *TORCHRUN, "-m", "genrec_hub", *arguments, "--json"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
 
 
 def finish(process, folder):
@@ -69,6 +85,41 @@ def test_two_processes_are_one(tmp_path):
         assert near(tale["evaluation"], told["evaluation"])
     assert len(told["answers"]) == 9
     assert told["evaluation"]["users"] > 50
+
+
+@pytest.mark.parametrize("what", ["idgenrec", "scripts"])
+def test_two_processes_are_one_in(tmp_path, what):
+    """IDGenRec's phases, the IDs that they share out, and the pretraining scripts: 37 users, 30 texts and global batches of 8."""
+    alone = start(tmp_path / "one", 8, what)
+    finish(start(tmp_path / "two", 4, what, several=True), tmp_path / "two")
+    finish(alone, tmp_path / "one")
+    (one,), (told,) = results(tmp_path / "one", 1)
+    assert told.pop("processes") == 1
+    for tensors, tale in zip(*results(tmp_path / "two", 2), strict=True):
+        assert tale.pop("processes") == 2
+        assert far(one, tensors) < (1e-5,)
+        assert near(tale, told)
+
+
+def test_the_command_line_answers_once(tmp_path, synthetic_domain):
+    """Two processes train, evaluate and write one answer, that of one process."""
+    domain = synthetic_domain(30, 25, 0)
+    domain.save(tmp_path)
+    files = [f"--{name}={tmp_path / name}.parquet" for name in ("items", "interactions")]
+    trained = command("train", "sasrec", *files, "--epochs=1", "--negatives=0", f"--output={tmp_path / 'cf'}", "--batch=4")
+    assert trained == json.loads((tmp_path / "cf/training.json").read_text())
+    found = command("evaluate", *files, "--model=none", f"--sasrec={tmp_path / 'cf'}")
+    alone = evaluate(None, Domain.from_folder(tmp_path), sasrec=tmp_path / "cf")
+    for name in ("baselines", "groups", "users"):
+        assert near(found[name], json.loads(json.dumps(alone[name])))
+    assert found["baselines"]["sasrec"]["NDCG@10"] > 0
+
+
+def test_what_is_one_processs_work_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = CliRunner().invoke(app, ["push", "somewhere", "a/b"])
+    assert done.exit_code != 0
+    assert "genrec push is the work of one process" in " ".join(done.output.split())
 
 
 def test_processes_must_be_as_many_as_promised(monkeypatch):
@@ -122,6 +173,36 @@ def test_every_process_gets_whole_batches(users):
     assert [row for row in rows if row >= 0] == list(alone)
 
 
+# Large backbones
+
+
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
+def test_accelerate_reads_the_configurations(name):
+    config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
+    assert config.distributed_type == name.upper()
+    assert config.mixed_precision == "bf16"
+    own = getattr(config, f"{name}_config")
+    assert own == {"fsdp": own | {"fsdp_version": 2}, "deepspeed": own | {"zero_stage": 2}}[name]
+    if name == "fsdp":
+        assert own["fsdp_transformer_layer_cls_to_wrap"] == Qwen2DecoderLayer.__name__
+
+
+@pytest.mark.soak
+def test_weights_that_are_cut_up_end_as_whole_ones(tmp_path):
+    """FSDP2 through `accelerate launch` with the repository's configuration, in float32 on two processes that are taken for GPUs."""
+    config = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "fsdp.yaml"), "--num_processes=2", "--mixed_precision=no"]
+    finish(start(tmp_path / "two", 4, "cut", several=True, launcher=config), tmp_path / "two")
+    finish(start(tmp_path / "one", 8, "cut"), tmp_path / "one")
+    (one,), (told,) = results(tmp_path / "one", 1)
+    assert told.pop("kinds") == ["Parameter"]
+    assert told.pop("processes") == 1
+    for tensors, tale in zip(*results(tmp_path / "two", 2), strict=True):
+        assert tale.pop("kinds") == ["DTensor"]
+        assert tale.pop("processes") == 2
+        assert far(one, tensors) < (1e-5,)
+        assert near(tale, told)
+
+
 # Faults
 
 
@@ -156,6 +237,26 @@ def test_a_killed_process_costs_one_checkpoint_interval(uninterrupted, tmp_path,
     assert max(before) - 4 <= again[0] <= max(before) + 1
     for number in range(2):
         ones, others = (load_file(place / f"result-{number}.safetensors") for place in (uninterrupted, folder))
+        assert far(ones, others)[0] == 0.0
+
+
+@pytest.mark.soak
+def test_a_killed_idgenrec_ends_in_the_same_weights(tmp_path):
+    """SIGKILL once in the writer's training (6 steps an epoch) and once in the recommender's, in the middle of their second epochs."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    finish(start(whole, 4, "slow-idgenrec", several=True), whole)
+    cut.mkdir()
+    for rank, phase, step in ((0, "0-writer", 8), (1, "1-recommender", 13)):
+        run = start(cut, 4, "slow-idgenrec", several=True)
+        deadline = time.time() + 300
+        while time.time() < deadline and not ((cut / "out/checkpoints" / phase).is_dir() and steps_taken(cut)[-1] >= step):
+            time.sleep(0.02)
+        os.kill(int((cut / f"pid-{rank}").read_text()), signal.SIGKILL)
+        assert run.wait(timeout=300) != 0
+    finish(start(cut, 4, "slow-idgenrec", several=True), cut)
+    assert len(steps_taken(whole)) < len(steps_taken(cut)) <= len(steps_taken(whole)) + 2 * 5
+    for number in range(2):
+        ones, others = (load_file(place / f"result-{number}.safetensors") for place in (whole, cut))
         assert far(ones, others)[0] == 0.0
 
 

@@ -112,6 +112,23 @@ def test_three_forms_of_one_score(tiny_setrec, cf, options):
     assert torch.equal(*tops)
 
 
+@pytest.mark.parametrize("cf", [0, 6])
+def test_the_prior_is_no_tokens_own(tiny_setrec, cf):
+    """It judges items alike for every history, so what it gives or takes is shared evenly by the semantic tokens."""
+    features = {name: values[None] for name, values in catalogue().items() if cf or name == "semantic"}
+    model = tiny_setrec(cf_size=cf, prior=True)
+    with torch.no_grad():
+        model.prior *= 50
+        generated = torch.randn(1, model.config.tokens, 32)
+        parts = model.contributions(generated + model.prior, **features)
+        everything = model.contributions(model.prior[None], **features).sum(-1, keepdim=True)
+        model.prior *= 0
+        own = model.contributions(generated, **features)
+    first = int(bool(cf))
+    assert torch.allclose(parts[..., first:] - own[..., first:], (everything / 3).expand_as(own[..., first:]), atol=1e-3)
+    assert torch.allclose(parts[..., :first], own[..., :first], atol=1e-3)
+
+
 def test_the_score_is_the_papers(tiny_setrec):
     """(1 - beta) q_cf . z_cf + beta sum_k q_k . z_k, methods.md 1.6."""
     features = catalogue()

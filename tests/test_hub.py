@@ -592,6 +592,11 @@ def test_the_space_has_what_the_app_needs(deploy_space, tmp_path):
     assert header["sdk"] == "gradio"
     assert len(header["short_description"]) <= 60
     assert (tmp_path / "README.md").read_text().endswith((REPOSITORY / "README.md").read_text().split("---\n", 2)[2])
+    text = (REPOSITORY / "requirements.txt").read_text()
+    assert (tmp_path / "requirements.txt").read_text() == text == deploy_space.requirements(text, "cpu-upgrade")
+    assert "download.pytorch.org/whl/cpu" in text
+    assert "whl/cpu" not in deploy_space.requirements(text, "zero-a10g")
+    assert "torch==" in deploy_space.requirements(text, "zero-a10g")
     plain = deploy_space.configure((REPOSITORY / "README.md").read_text(), [])
     assert deploy_space.configuration(plain) == deploy_space.configuration((REPOSITORY / "README.md").read_text())
     with pytest.raises(ValueError, match="no header"):

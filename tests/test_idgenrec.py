@@ -402,6 +402,24 @@ def test_writing_does_not_depend_on_the_batch(tiny_idgenrec, id_processor):
         assert together == [processor.write(model, [text], penalty=2.0)[0] for text in texts]
 
 
+def test_typed_lines_are_written_about_once(pair, monkeypatch):
+    model, processor = pair
+    asked, real = [], IDGenRecProcessor.write
+    monkeypatch.setattr(
+        IDGenRecProcessor, "write", lambda self, model, texts, **how: asked.extend(texts) or real(self, model, texts, **how)
+    )
+    history = processor.read(["Aurora kite", "something of argan oil", "qwertz asdf"])
+    first = processor.history_tokens([history], model)
+    count = len(asked)
+    assert count == sum(match.row is None for match in history.matches) >= 1
+    assert processor.history_tokens([history], model) == first
+    assert len(asked) == count
+    with torch.no_grad():
+        next(model.generator.parameters()).mul_(-1)
+    processor.history_tokens([history], model)
+    assert len(asked) == 2 * count
+
+
 def test_another_generator_has_another_fingerprint(tiny_idgenrec):
     one, two = tiny_idgenrec(), tiny_idgenrec()
     assert one.fingerprint == two.fingerprint

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import genrec_hub
 from genrec_hub.catalog import Catalog, Item
-from genrec_hub.phrases import MAX_WORDS, clean_words, generator_text, own_words, salient_words
+from genrec_hub.phrases import MAX_WORDS, clean_words, generator_text, leading_words, own_words, salient_words
 
 SHOP = Path(genrec_hub.__file__).with_name("shop.jsonl")
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=60)
@@ -85,6 +85,22 @@ def test_phrases_of_the_sample_shop():
     assert {*phrases.values()} == {clean_words(phrase) for phrase in phrases.values()}
     for item, phrase in zip(items, salient_words(items), strict=True):
         assert set(phrase.split()) <= set(own_words(item))
+
+
+@pytest.mark.parametrize(
+    ("item", "phrase"),
+    [
+        (Item("1", "Iron Kettle, 2 l", "Okapi Iron", "Kitchen > Tea Things"), "iron kettle okapi tea things kitchen"),
+        (Item("1", "One Two Three Four Five Six", "Okapi", "Kitchen > Tea"), "one two three four okapi tea kitchen"),
+        (Item("1", "Brushes with a Brush", "", ""), "brushes"),
+        (Item("1", "12", "", ""), "12"),
+        (Item("b-1", "🎧"), "b 1"),
+        (Item("🎧"), "item"),
+    ],
+)
+def test_leading_words_follow_the_text(item, phrase):
+    assert leading_words(item) == phrase
+    assert len(leading_words(item, 2).split()) <= 2
 
 
 def test_phrases_do_not_depend_on_the_order_of_the_items():

@@ -106,6 +106,24 @@ def test_without_cache_nothing_is_written(encoder, cache):
     assert list(cache.iterdir()) == []
 
 
+def test_a_server_keeps_typed_texts_in_memory_alone(cache, computed, monkeypatch):
+    encoder = TextEncoder(cache=False)
+    first = encoder.encode(["green tea", "argan oil"])
+    computed.clear()
+    assert (encoder.encode(["argan oil", "green tea"]) == first[::-1]).all()
+    assert computed == []
+    encoder.encode(["argan oil", "a tent"])
+    assert computed == ["a tent"]
+    computed.clear()
+    many = [f"item {n}" for n in range(65)]
+    assert (encoder.encode(many)[:2] == encoder.encode(many)[:2]).all()
+    assert len(computed) == 130
+    monkeypatch.setattr("genrec_hub.semantic.RECENT", 3)
+    encoder.encode(["lamp"])
+    assert set(encoder._recent) == {"lamp"}
+    assert list(cache.iterdir()) == []
+
+
 def test_progress_and_no_texts(encoder, cache):
     told = []
     encoder.encode(["a b", "c d"], progress=lambda done, total: told.append((done, total)))

@@ -641,6 +641,24 @@ def test_identifiers_of_a_catalogue(tiny_setrec, processor):
     assert json.loads(json.dumps(listed)) == listed
 
 
+def test_labels_are_made_once_for_the_same_weights(tiny_setrec, processor, monkeypatch):
+    made, real = [], type(processor)._label
+    monkeypatch.setattr(type(processor), "_label", lambda self, model, rows: made.extend(rows) or real(self, model, rows))
+    model, other = tiny_setrec(), tiny_setrec(seed=1)
+    first = processor.label_tokens(model, [3, 8], None)
+    assert [entry["identifier"]["tokens"] for entry in processor.identify(model)][3:9:5] == first
+    assert made == [3, 8, *(row for row in range(60) if row not in (3, 8))]
+    made.clear()
+    assert processor.label_tokens(model, [8, 3], None) == first[::-1]
+    assert made == []
+    processor.label_tokens(other, [8], None)
+    processor.label_tokens(model, [8], None)
+    with torch.no_grad():
+        model.semantic.last.weight += 1
+    processor.label_tokens(model, [8], None)
+    assert made == [8, 8, 8]
+
+
 @pytest.mark.parametrize("fused", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("cf", [0, 6])
 def test_latent_loss_equals_the_per_token_loss(fused, cf):

@@ -108,6 +108,9 @@ class FakeRecommender:
     def beams(self, history: str, beams: int = 20) -> list[dict]:
         return []
 
+    def usual(self, history: str) -> list[float]:
+        return [0.02, 0.01, 0.0]
+
     def nearest(self, history: str, items: Sequence[str] = (), most: int = 5) -> list[dict]:
         near = [{"item_id": item.item_id, "title": self.fields(row)["title"], "similarity": 1 - row / 10}
                 for row, item in enumerate(self.catalog[-most:], max(0, len(self.catalog) - most))]  # fmt: skip
@@ -129,7 +132,13 @@ class FakeRecommender:
 
 
 class FakeWriter(FakeRecommender):
-    """The same ranking with a textual identifier."""
+    """The same ranking with a textual identifier, by its probability."""
+
+    def __call__(self, history: str, **how) -> list[dict]:
+        return [{**card, "score": card["identifier"]["logprob"]} for card in super().__call__(history, **how)]
+
+    def usual(self, history: str) -> list[float]:
+        return []
 
     def identifier(self, row: int, score: float) -> dict:
         item = self.catalog[row]
@@ -142,9 +151,10 @@ class FakeWriter(FakeRecommender):
 
     def beams(self, history: str, beams: int = 20) -> list[dict]:
         shown = [
-            {"text": card["identifier"]["text"], "logprob": card["identifier"]["logprob"], "item": card["item"]} for card in self(history)
+            {"text": card["identifier"]["text"], "logprob": card["score"], "score": card["score"], "item": card["item"]}
+            for card in self(history)
         ]
-        return [*shown, {"text": f"unheard of {ATTACK}", "logprob": -9.0, "item": None}]
+        return [*shown, {"text": f"unheard of {ATTACK}", "logprob": -9.0, "score": -9.0, "item": None}]
 
     def nearest(self, history: str, items: Sequence[str] = (), most: int = 5) -> list[dict]:
         return []
