@@ -107,7 +107,7 @@ class Run:
         return (self.folder(cell, seed) / RESULT).is_file()
 
     def needed(self, cell: Cell) -> dict[str, Path]:
-        """The checkpoints that a cell reads, those of the first seed; None is made before its own cell asks.
+        """The checkpoints that a cell reads, those of the first seed: finished cells or --checkpoint.
 
         Raises:
             FileNotFoundError: when one is not there yet.
@@ -116,7 +116,7 @@ class Run:
         for row in cell.needs:
             name = f"{cell.domain}/{row}"
             other = self.cells[name]
-            if not self.finished(other, other.seeds[0]):
+            if not self.finished(other, other.seeds[0]) and not self.is_given(other, other.seeds[0]):
                 raise FileNotFoundError(f"{cell.name} reads the checkpoint of {name}, which is not finished: run that cell first.")
             found[row] = self.checkpoint(other, other.seeds[0])
         return found
@@ -138,7 +138,8 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         domain = read_domain(cell.domain, options.source, self.output, options.quick)
         split, start, cpu = domain.split(cell.protocol), time.time(), time.process_time()
-        task = Task(cell, seed, domain, split, self.checkpoint(cell, seed), self.needed(cell))
+        needed = {} if self.is_given(cell, seed) else self.needed(cell)
+        task = Task(cell, seed, domain, split, self.checkpoint(cell, seed), needed)
         if self.is_given(cell, seed) and not task.finished:
             raise FileNotFoundError(f"{task.folder} holds no finished checkpoint (training.json is missing).")
         named = ("table", "domain", "protocol", "stage", "row", "system", "config", "settings", "note")

@@ -161,6 +161,17 @@ def test_what_is_needed_comes_first(tool, place, caplog):
     assert "run that cell first" in caplog.text
 
 
+def test_a_given_checkpoint_is_as_good_as_a_finished_cell(tool, place):
+    folder, line = place
+    assert tool.main([*line, "--only", "setrec_toys/setrec"]) == 0
+    model = folder / "out" / "setrec_toys" / "setrec" / "seed0" / "model"
+    other = [*line[:3], str(folder / "other"), *line[4:], "--only", "*/optima-tiger", "--checkpoint", f"setrec_toys/setrec={model}"]
+    assert tool.main(other) == 0
+    study = json.loads((folder / "other" / "setrec_toys" / "optima-tiger" / "seed0" / "result.json").read_text())["study"]
+    assert study["users"] == 3
+    assert 0 <= study["widths"]["5"]["items_missed"] <= 1
+
+
 def test_a_sample_is_a_domain(tool, synthetic_domain):
     domain = synthetic_domain(40, 60, 1)
     own = tool.sample_domain(domain, 10)
