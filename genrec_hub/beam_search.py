@@ -82,7 +82,7 @@ def constrained_beam_search(
         early_stopping: when a user with K finished items is done. False: when the best running beam, divided by its own length, is no
             better than the worst finished one. True: at once. "never": like False, but a positive penalty divides by the longest length
             (that of the longest identifier), so that nothing better is missed among the beams.
-        allowed: (V,) true for rows that may come (a department).
+        allowed: (V,) true for rows that may come (a department), or (B, V), each user's own.
         excluded: rows that may not come, per user.
         normalizer: what probabilities are normalised over; with "tree", items that may not come keep their share.
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from .beam_search import Beams
 from .catalog import Catalog, Item, Recommendation
 from .checkpoint import SIDECARS, TOKENIZER, HubProcessor, seal
 from .history import History
@@ -51,6 +52,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         max_text: tokens of an item's text that the generator reads.
         copy: how much tokens that stand in the history's IDs are preferred; 0 = not at all. See `copy_bias`.
         copy_decay: how fast that fades with items further back.
+        shortlist: the search ends in the items whose IDs those preferred tokens speak for most, this many; 0 = in any. See `promising`.
 
     Raises:
         ValueError: when the identifiers are not those of the catalogue.
@@ -67,11 +69,12 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         max_text: int = 256,
         copy: float = 0.0,
         copy_decay: float = 0.3,
+        shortlist: int = 0,
     ) -> None:
         self.tokenizer = tokenizer
         self.catalog = Catalog(()) if catalog is None else catalog
         self.max_items, self.max_text = max_items, max_text
-        self.copy, self.copy_decay = copy, copy_decay
+        self.copy, self.copy_decay, self.shortlist = copy, copy_decay, shortlist
         self.prompts = PromptWriter(tokenizer, prompt, has_encoder)
         self.has_encoder = has_encoder
         self._identifiers = identifiers
@@ -124,6 +127,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
             self.max_text,
             self.copy,
             self.copy_decay,
+            self.shortlist,
         )
 
     # Catalogues
@@ -355,7 +359,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         mask = self.catalog.in_department(department)
         allowed = None if mask is None else torch.from_numpy(mask)
         with stage("search"):
-            found = model.recommend(inputs, trie, max(top, model.config.beams), allowed, seen)
+            found = self._search(model, inputs, trie, max(top, model.config.beams), allowed, seen)
         answers: list[list[Recommendation]] = []
         for number, history in enumerate(read):
             rows = [row for row in found.rows[number, :top].tolist() if row >= 0]
@@ -381,7 +385,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         """
         read = self.read(history)
         seen = [[row for row in read.rows if row is not None]] if exclude_seen else None
-        found = model.recommend(self._at(model, self.history_tokens([read], model)), self.trie, beams, None, seen)
+        found = self._search(model, self._at(model, self.history_tokens([read], model)), self.trie, beams, None, seen)
         return [
             {**self._identifier(row, self._logprob(model, row, score)), "score": score, "item": self.catalog[row].to_dict()}
             for row, score in zip(found.rows[0].tolist(), found.scores[0].tolist(), strict=True)
@@ -406,11 +410,52 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
             rows = order[start : start + 32]
             own = [[self._tokens[item] for item in histories[row][-self.max_items :]] for row in rows]
             seen = [np.unique(histories[row]).tolist() for row in rows] if exclude_seen else None
-            found = model.recommend(self._at(model, own), trie, None, allowed, seen)
+            found = self._search(model, self._at(model, own), trie, model.config.beams, allowed, seen)
             real = found.rows >= 0
             place = torch.tensor(rows)[:, None].expand_as(found.rows)[real.cpu()]
             scores[place, found.rows[real].cpu()] = found.scores[real].float().cpu()
         return scores
+
+    def promising(self, bias: torch.Tensor, most: int, length_penalty: float, open_: torch.Tensor) -> torch.Tensor:
+        """The items of which the preferred tokens promise most: what `score` would be if nothing but `copy_bias` spoke.
+
+        A beam search keeps what begins well; an ID whose last word is the telling one falls out before it is read. Restricted to the
+        promising items, the tree is small enough for the beams: no more items than beams, and nothing falls out.
+
+        Differs: IDGenRec searches the whole tree. Its beams see only what has been written; this is a look ahead.
+
+        Shape: bias (B, W), open_ (B, V) or (1, V) true for items that may come -> (B, V), at most `most` true for each user.
+        """
+        flat, owner, lengths = self._flat_tokens
+        told = bias.new_zeros(len(bias), len(lengths)).index_add_(1, owner, bias[:, flat])
+        scores = (told - lengths * bias.logsumexp(1, keepdim=True)) / lengths**length_penalty
+        scores = scores.masked_fill(~open_, -torch.inf)
+        best = scores.topk(min(most, scores.shape[1])).indices
+        return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True) & open_
+
+    @cached_property
+    def _flat_tokens(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The tokens of all IDs one after the other, the row of each, and the length of each ID with its end."""
+        lengths = torch.tensor([len(own) for own in self._tokens])
+        flat = torch.tensor([token for own in self._tokens for token in own])
+        return flat, torch.repeat_interleave(torch.arange(len(lengths)), lengths), lengths + 1
+
+    def _search(
+        self,
+        model: IDGenRecModel,
+        inputs: dict[str, torch.Tensor],
+        trie: Trie,
+        beams: int,
+        allowed: torch.Tensor | None,
+        seen: Sequence[Sequence[int]] | None,
+    ) -> Beams:
+        if self.shortlist and self.copy:
+            bias = inputs["bias"].cpu()
+            open_ = torch.ones(len(bias), len(self.catalog), dtype=torch.bool) if allowed is None else allowed.expand(len(bias), -1).clone()
+            for row, rows in enumerate(seen or ()):
+                open_[row, list(rows)] = False
+            allowed, seen = self.promising(bias, max(self.shortlist, beams), model.config.length_penalty, open_), None
+        return model.recommend(inputs, trie, beams, allowed, seen)
 
     def _at(self, model: IDGenRecModel, histories: Sequence[Sequence[Sequence[int]]]) -> dict[str, torch.Tensor]:
         return {name: values.to(model.device) for name, values in self.inputs(histories, model).items()}
@@ -483,7 +528,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
             self.identifiers.save(folder / "catalog")
             written += sorted((folder / "catalog").iterdir())
         card = {"prompt": self.prompts.kind, "has_encoder": self.has_encoder, "max_items": self.max_items, "max_text": self.max_text}
-        card |= {"copy": self.copy, "copy_decay": self.copy_decay}
+        card |= {"copy": self.copy, "copy_decay": self.copy_decay, "shortlist": self.shortlist}
         self.write_card(folder, card, with_catalog)
         seal(folder, *SIDECARS, *TOKENIZER)
         if push_to_hub:
@@ -510,7 +555,8 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
                     f"{catalog.fingerprint[:12]}: copy the folder again or index the catalogue anew."
                 )
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        own = {name: card[name] for name in ("prompt", "has_encoder", "max_items", "max_text", "copy", "copy_decay") if name in card}
+        names = ("prompt", "has_encoder", "max_items", "max_text", "copy", "copy_decay", "shortlist")
+        own = {name: card[name] for name in names if name in card}
         return cls(tokenizer, catalog, identifiers, **own)
 
 

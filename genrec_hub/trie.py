@@ -188,31 +188,33 @@ class Trie:
         """Which nodes still lead to an item that may come: the tree restricted to some items, without a rebuild.
 
         Args:
-            allowed: (V,) true for rows that may come (a department); all when None.
+            allowed: (V,) true for rows that may come (a department), or (B, V), each user's own; all when None.
             excluded: rows that may not come, per user (seen items).
             users: how many users there are, to check `excluded`.
 
-        Shape: -> (B, nodes) with excluded, (1, nodes) with allowed only, None without any restriction.
+        Shape: -> (B, nodes) with anything of a user's own, (1, nodes) with one mask only, None without any restriction.
 
         Raises:
             ValueError: a mask or a list that does not fit the tree.
         """
         if allowed is None and excluded is None:
             return None
-        counted = np.ones(self._size, bool) if allowed is None else allowed.cpu().numpy().astype(bool)
-        if counted.shape != (self._size,):
+        counted = np.ones((1, self._size), bool) if allowed is None else np.atleast_2d(allowed.cpu().numpy().astype(bool))
+        if counted.ndim != 2 or counted.shape[1] != self._size:
             raise ValueError(f"The mask of allowed items has the shape {counted.shape}; the tree has {self._size} items.")
-        below = np.zeros((1, self._nodes), np.int32)
-        self._count(below[0], np.flatnonzero(counted), 1)
+        below = np.zeros((len(counted), self._nodes), np.int32)
+        for own, rows in zip(below, counted, strict=True):
+            self._count(own, np.flatnonzero(rows), 1)
         if excluded is not None:
             if users is not None and len(excluded) != users:
                 raise ValueError(f"Got lists of excluded items for {len(excluded)} users, but {users} users.")
-            below = np.repeat(below, len(excluded), 0)
-            for own, rows in zip(below, excluded, strict=True):
+            if len(below) == 1:
+                below, counted = np.repeat(below, len(excluded), 0), np.repeat(counted, len(excluded), 0)
+            for own, mask, rows in zip(below, counted, excluded, strict=True):
                 gone = np.unique(np.asarray(rows, np.int64))
                 if len(gone) and not 0 <= gone[0] <= gone[-1] < self._size:
                     raise ValueError(f"Excluded rows must lie in 0 .. {self._size - 1}; got {int(gone[0])} .. {int(gone[-1])}.")
-                self._count(own, gone[counted[gone]], -1)
+                self._count(own, gone[mask[gone]], -1)
         return torch.from_numpy(below > 0)
 
     def _count(self, below: NDArray[np.int32], rows: _Rows, by: int) -> None:

@@ -53,7 +53,10 @@ def main() -> None:
     parser.add_argument("--max-text", type=int, default=64, help="tokens of an item's text that the generator reads")
     parser.add_argument("--max-items", type=int, default=20, help="history items that the recommender reads")
     parser.add_argument("--copy", type=float, default=3.0, help="how much tokens of the history's IDs are preferred")
-    parser.add_argument("--copy-decay", type=float, default=0.15, help="how fast that fades with items further back")
+    parser.add_argument("--copy-decay", type=float, default=0.2, help="how fast that fades with items further back")
+    parser.add_argument(
+        "--shortlist", type=int, default=20, help="items that the search ends in, by what the copied tokens promise; 0 = any"
+    )
     parser.add_argument("--config", type=json.loads, default={}, help="JSON of further IDGenRecConfig values")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
@@ -74,7 +77,7 @@ def main() -> None:
     with redirect_stdout(sys.stderr):
         set_seed(chosen.seed)
         model, bare, written = writer(chosen, [domain.catalog for domain in domains])
-        bare.copy, bare.copy_decay = chosen.copy, chosen.copy_decay
+        bare.copy, bare.copy_decay, bare.shortlist = chosen.copy, chosen.copy_decay, chosen.shortlist
         for name, value in settings_of(chosen).items():
             setattr(model.config, name, value)
         model.eval()
@@ -171,7 +174,7 @@ def identified(chosen: argparse.Namespace, model: IDGenRecModel, bare: IDGenRecP
     place = chosen.output / "checkpoints" / name
     if chosen.resume and (place / "processor_config.json").is_file():
         processor = IDGenRecProcessor.from_pretrained(place)
-        processor.copy, processor.copy_decay = chosen.copy, chosen.copy_decay
+        processor.copy, processor.copy_decay, processor.shortlist = chosen.copy, chosen.copy_decay, chosen.shortlist
         return processor
     start = time.process_time()
     processor = bare.with_catalog(catalog, model=model)
