@@ -109,4 +109,6 @@ def _about_tab(lazy: Mapping[str, Lazy]) -> None:
         if card.is_file():
             with gr.Accordion(f"Model card: {name}", open=False):
                 gr.Markdown(model_card(card.read_text(encoding="utf-8")), elem_classes="gh-about")
+                if (figure := card.with_name("figures") / "results.svg").is_file():
+                    html(figure.read_text(encoding="utf-8"), classes="gh-figure")
     gr.DuplicateButton("Duplicate this Space", visible=get_space() is not None, elem_classes="gh-duplicate")

@@ -1,6 +1,10 @@
 """The words on the demo's pages: example histories, help, what to copy to call the server, and what the app is."""
 
+import re
 from typing import Final
+
+FIGURE: Final = re.compile(r"^!\[[^\]]*\]\((?!https?:)[^)]*\)\n*", re.MULTILINE)
+"""A picture beside a model card, which no page of the app can reach."""
 
 PERSONAS: Final = {
     "Curly hair": "argan oil shampoo\nionic hair dryer with diffuser\nsomething against frizz",
@@ -19,7 +23,7 @@ The model has never seen your items: it reads their words.
 
 CSV, TSV, JSONL or Parquet, up to {rows:,} rows and {megabytes} MB. Nothing leaves this machine: the file is deleted as soon as it
 is read, and
-the index lives in memory for this browser session only. A thousand items take a few seconds.
+the index lives in memory for this browser session only. A thousand items take about ten seconds.
 """
 
 COMPARE_HELP: Final = """### The same history, several systems
@@ -92,8 +96,9 @@ SETRec follows *Order-agnostic Identifier for Large Language Model-based Generat
 
 
 def model_card(text: str) -> str:
-    """A model card as it is read: without its metadata, headings one step smaller."""
+    """A model card as it is read here: without its metadata and its figure, headings one step smaller."""
     body = text.split("\n---\n", 1)[-1] if text.startswith("---\n") else text
+    body = FIGURE.sub("", body)
     fenced, lines = False, []
     for line in body.strip().splitlines():
         fenced ^= line.startswith("```")

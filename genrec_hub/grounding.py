@@ -12,6 +12,7 @@ Source: SETRec section 3.3 (grounding heads), design decision 6.
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 LARGE = 500_000
 """Items from which on a pipeline looks through the nearest lists only."""
+RECALL = 0.99
+"""Share of the exact best items that looking through a part of the lists has to find."""
 _BLOCK, _FEW = 32, 16_384
 
 
@@ -105,65 +108,125 @@ def merge(scores: Sequence[torch.Tensor], rows: Sequence[torch.Tensor], k: int) 
 
 
 class NearIndex:
-    """An index of many items in which only the lists nearest to a query are looked through (faiss inverted lists), scored exactly.
+    """An index of many items of which a query looks through a part (faiss), in three steps that grow finer and shorter.
 
-    What comes back has exact scores in exact order; what may be missing are items outside of the lists that were looked through.
+    The lists nearest to the query, by the directions in which items differ most; in them the best candidates, by four bits a direction;
+    of these the best by their exact scores. So what comes back has exact scores in exact order, and items may be missing.
 
     Args:
         index: (V, W) as for `top_k`.
         lists: how many lists; about 2 sqrt(V) when None.
-        probes: lists that a query looks through.
-        seed: of the sample on which the lists are learnt.
+        probes: lists that a query looks through; an eighth of them when None.
+        candidates: items that are scored exactly, for a query.
+        directions: that are looked at; a quarter of W, but 32 at the least, when None.
+        seed: of the sample on which directions and lists are learnt.
+
+    Source: inverted lists with 4-bit product quantisation (Andre et al. 2017) and re-ranking, as in faiss.
     """
 
-    def __init__(self, index: torch.Tensor, lists: int | None = None, probes: int = 48, seed: int = 0) -> None:
+    def __init__(
+        self,
+        index: torch.Tensor,
+        lists: int | None = None,
+        probes: int | None = None,
+        candidates: int = 400,
+        directions: int | None = None,
+        seed: int = 0,
+    ) -> None:
         try:
             import faiss
         except ImportError as error:
             raise ImportError("Approximate grounding needs faiss: pip install 'genrec_hub[ann]'") from error
         size, width = index.shape
-        lists = max(1, min(lists or int(2 * size**0.5), size))
-        self.index, self.probes = index, min(probes, lists)
-        coarse = faiss.IndexFlatIP(width)
-        self._faiss = faiss.IndexIVFFlat(coarse, width, lists, faiss.METRIC_INNER_PRODUCT)
-        self._faiss.cp.seed, self._faiss.cp.niter, self._faiss.cp.max_points_per_centroid = seed + 1, 8, 48
-        sample = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[: 48 * lists]
-        self._faiss.train(index[sample].contiguous().cpu().numpy())
+        self.index, self.candidates = index, candidates
+        self.lists = lists = max(1, min(lists or int(2 * size**0.5), size))
+        narrow = min(width, directions or max(32, width // 4))
+        sample = index[torch.randperm(size, generator=torch.Generator().manual_seed(seed))[: max(1024, 50 * lists)]]
+        moved = sample - sample.mean(0)
+        axes = torch.linalg.eigh((moved.T @ moved).double()).eigenvectors[:, -narrow:].T.float().contiguous()
+        project = faiss.LinearTransform(width, narrow, False)
+        faiss.copy_array_to_vector(axes.cpu().numpy().ravel(), project.A)
+        project.is_trained = True
+        coarse = faiss.IndexFlatIP(narrow)
+        self._lists = faiss.IndexIVFPQFastScan(coarse, narrow, lists, narrow, 4, faiss.METRIC_INNER_PRODUCT)
+        self._lists.by_residual = True
+        self._lists.cp.seed, self._lists.cp.niter, self._lists.cp.max_points_per_centroid = seed + 1, 10, 50
+        narrowed = faiss.IndexPreTransform(project, self._lists)
+        self._faiss = faiss.IndexRefineFlat(narrowed)
+        self._parts = (project, coarse, narrowed)  # faiss does not hold them
+        self._parameters: Any = faiss.IndexRefineSearchParameters
+        narrowed.train(sample.contiguous().cpu().numpy())
+        self._faiss.is_trained = True
         for start in range(0, size, 65_536):
             self._faiss.add(index[start : start + 65_536].contiguous().cpu().numpy())
-        self._faiss.nprobe = self.probes
+        self.probes = probes or max(1, lists // 8)
+
+    @property
+    def probes(self) -> int:
+        """Lists that a query looks through."""
+        return int(self._lists.nprobe)
+
+    @probes.setter
+    def probes(self, value: int) -> None:
+        self._lists.nprobe = min(value, self.lists)
 
     def top_k(
         self, queries: torch.Tensor, k: int, excluded: Sequence[Sequence[int]] | None = None, allowed: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The k best items that were looked at; arguments and shapes as those of the function `top_k`.
 
-        Where the lists hold too few items that may come, and under a mask, the exact form answers.
+        Users whose lists hold too few items that may come, and all under a mask, are answered by the exact form.
         """
         most = max(map(len, excluded), default=0) if excluded else 0
         if allowed is not None or k + most > len(self.index):
             return top_k(queries, self.index, k, excluded, allowed)
-        # The lists hold whole vectors: these are exact scores. One more than asked for shows whether equal scores are cut.
-        near, rows = self._faiss.search(queries.contiguous().cpu().numpy(), min(k + most + 1, len(self.index)))
+        # One more than asked for shows whether equal scores are cut.
+        asked = min(k + most + 1, len(self.index))
+        fine = self._parameters(k_factor=max(1.0, self.candidates / asked))
+        near, rows = self._faiss.search(queries.contiguous().cpu().numpy(), asked, params=fine)
         found = torch.from_numpy(rows).to(queries.device)
         scores = torch.from_numpy(near).to(queries.device).masked_fill(found < 0, -torch.inf)
         for user, own in enumerate(excluded or ()):
             scores[user] = scores[user].masked_fill(torch.isin(found[user], torch.as_tensor(own, device=found.device)), -torch.inf)
         best, places = merge([scores], [found], k)
-        if bool((best == -torch.inf).any()):
-            return top_k(queries, self.index, k, excluded)
+        for user in (best[:, -1] == -torch.inf).nonzero()[:, 0].tolist():
+            shut = None if excluded is None else excluded[user : user + 1]
+            best[user : user + 1], places[user : user + 1] = top_k(queries[user : user + 1], self.index, k, shut)
         return best, places
 
+    def recall(self, queries: torch.Tensor, exact: torch.Tensor) -> float:
+        """The share of the exact k best items that is found. Shape: queries (B, W), exact rows (B, k) -> ()."""
+        found = self.top_k(queries, exact.shape[1])[1]
+        return float((exact[:, :, None] == found[:, None, :]).any(2).float().mean())
 
-def near_index(index: torch.Tensor, least: int = LARGE) -> torch.Tensor | NearIndex:
-    """A `NearIndex` where there are more than `least` items and faiss is installed, else the index as it is."""
+
+def near_index(index: torch.Tensor, queries: torch.Tensor | None = None, least: int = LARGE) -> torch.Tensor | NearIndex:
+    """A `NearIndex` where there are more than `least` items and faiss is installed, else the index as it is.
+
+    Args:
+        index: (V, W) as for `top_k`.
+        queries: (B, W) queries as they will come: as few lists are looked through as find `RECALL` of their exact best items. Where a
+            quarter of the lists does not, items lie too evenly for lists, and the index stays exact.
+        least: items up to which the exact form is fast enough.
+    """
     if len(index) <= least:
         return index
     try:
-        return NearIndex(index)
+        near = NearIndex(index)
     except ImportError as error:
         logger.warning("%d items are ranked exactly, which takes long. %s", len(index), error)
         return index
+    if queries is None:
+        return near
+    near.probes, exact = max(1, near.lists // 32), top_k(queries, index, 20)[1]
+    while (recall := near.recall(queries, exact)) < RECALL:
+        if near.probes * 4 >= near.lists:
+            logger.warning(
+                "%d items are ranked exactly: a quarter of their lists holds only %.0f %% of the best.", len(index), 100 * recall
+            )
+            return index
+        near.probes += near.probes // 4 + 1
+    return near
 
 
 def _best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

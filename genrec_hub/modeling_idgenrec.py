@@ -19,9 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import ModelOutput
 
 from .backbones import word_scale
-from .beam_search import Beams, Candidates, constrained_beam_search, diverse_beam_search, head_logits, score_all, segment_logsumexp
+from .beam_search import Beams, Candidates, constrained_beam_search, diverse_beam_search, score_all, segment_logsumexp
 from .checkpoint import HubModel
 from .configuration_idgenrec import IDGenRecConfig
+from .decoding import head_logits
 from .own_words import OwnWords, Words
 from .trie import Trie
 

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoProcessor, Pipeline
 
 from .catalog import Catalog, Item
 from .checkpoint import TASK, fetch, push
-from .grounding import near_index
+from .grounding import LARGE, near_index
 from .history import History
 from .processes import gathered, share
 
@@ -268,6 +268,11 @@ class RecommendationPipeline(Pipeline):
         """Pushes all that a checkpoint is, with its card, in one commit; see `genrec_hub.hub.push`."""
         return push("pipeline", self, repo_id, **kwargs)
 
+    def _queries(self, processor: Any, most: int = 64) -> torch.Tensor:
+        """What is asked after histories of one item each, evenly from the catalogue. Shape: -> (B, W)."""
+        rows = np.linspace(0, len(processor.catalog) - 1, most).astype(np.int64)
+        return self.model.ground(self.model.recommend_tokens([rows[place : place + 1] for place in range(most)], processor.features))
+
     def _processor_for(self, catalog: Catalog | None) -> Any:
         return self.processor if catalog is None else self._index(catalog)[0]
 
@@ -277,7 +282,9 @@ class RecommendationPipeline(Pipeline):
         if key not in self._indexed:
             processor = self.processor if catalog is None else self.processor.with_catalog(catalog, model=self.model)
             index = processor.index(self.model)
-            self._indexed[key] = (processor, near_index(index) if isinstance(index, torch.Tensor) else index)
+            if isinstance(index, torch.Tensor) and len(index) > LARGE:
+                index = near_index(index, self._queries(processor))
+            self._indexed[key] = (processor, index)
             while len(self._indexed) > KEPT_CATALOGS:
                 self._indexed.popitem(last=False)
         self._indexed.move_to_end(key)

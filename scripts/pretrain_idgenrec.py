@@ -4,8 +4,9 @@
     torchrun --standalone --nproc_per_node 2 scripts/pretrain_idgenrec.py --batch 32 --source ../shared/data --output runs/idgenrec
 
 Test domains are not read but for their user ids, which are left out of the training domains. The checkpoint carries the sample shop's
-catalogue, never that of a training domain. Every phase resumes with --resume. Several processes share the work and end with what one would
-have; --batch is that of each of them.
+catalogue, never that of a training domain. Every phase resumes with --resume. Where training does not better the validation domain, the
+untrained recommender is released, which recommends by the words that it copies (`IDGenRecProcessor.copy_bias`).
+Several processes share the work and end with what one would have; --batch is that of each of them.
 """
 
 import argparse
@@ -49,9 +50,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="histories of a step, in each process")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--quota", type=int, default=3000, help="users of a domain in one epoch, at the most")
-    parser.add_argument("--max-text", type=int, default=48, help="tokens of an item's text that the generator reads")
+    parser.add_argument("--max-text", type=int, default=64, help="tokens of an item's text that the generator reads")
     parser.add_argument("--max-items", type=int, default=20, help="history items that the recommender reads")
-    parser.add_argument("--copy", type=float, default=8.0, help="how much tokens of the history's IDs are preferred")
+    parser.add_argument("--copy", type=float, default=3.0, help="how much tokens of the history's IDs are preferred")
     parser.add_argument("--copy-decay", type=float, default=0.15, help="how fast that fades with items further back")
     parser.add_argument("--config", type=json.loads, default={}, help="JSON of further IDGenRecConfig values")
     parser.add_argument("--seed", type=int, default=0)
@@ -60,6 +61,8 @@ def main() -> None:
     processes.join()
     logging.basicConfig(level=logging.INFO if processes.first() else logging.WARNING, stream=sys.stderr)
     start, cpu = time.time(), time.process_time()
+    known = chosen.output / "training.json"
+    earlier = json.loads(known.read_text()) if chosen.resume and known.is_file() else {}
 
     names = chosen.train.split(",")
     forbidden = {user for name in filter(None, chosen.without_users.split(",")) for user in users_of(chosen.source / name)}
@@ -78,11 +81,18 @@ def main() -> None:
         processors = [identified(chosen, model, bare, name, domain.catalog) for name, domain in zip(names, domains, strict=True)]
         validation = identified(chosen, model, bare, chosen.validation, held.catalog)
         trainer = recommender(chosen, model, processors, validation, held, sequences, domain_of)
-        before = trainer.rank_validation()
+        before, penalty = trainer.rank_validation(), model.config.length_penalty
+        untrained = {name: values.clone() for name, values in model.state_dict().items()}
         keep(chosen.output / "start", bare.with_catalog(shop, model=model), model)
         logger.info("untrained, on %s: %s", chosen.validation, before)
         run(trainer, chosen.resume)
         penalties = trainer.choose_length_penalty()
+        after = trainer.rank_validation()
+        bettered = after["ndcg@10"] > before["ndcg@10"]
+        if not bettered:
+            logger.warning("Training has not bettered the start on %s (%s): the start is released.", chosen.validation, after)
+            model.load_state_dict(untrained)
+            model.config.length_penalty = penalty
     entries = np.bincount(domain_of[sequences.items[sequences.offsets[:-1]]], minlength=len(domains))
     report: dict[str, Any] = {
         "command": " ".join(sys.argv),
@@ -90,17 +100,15 @@ def main() -> None:
         "validation_domain": chosen.validation,
         "writer": written,
         "untrained": before,
-        "validation": trainer.rank_validation(),
+        "trained": after,
+        "validation": after if bettered else before,
+        "released": "trained" if bettered else "untrained",
         "length_penalty": penalties,
         "curve": [{k: e[k] for k in ("epoch", "eval_hr@10", "eval_ndcg@10")} for e in trainer.state.log_history if "eval_ndcg@10" in e],
-        "seconds": round(time.time() - start),
-        "cpu_seconds": round(time.process_time() - cpu),
+        "seconds": earlier.get("seconds", 0) + round(time.time() - start),
+        "cpu_seconds": earlier.get("cpu_seconds", 0) + round(time.process_time() - cpu),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    if before["ndcg@10"] >= report["validation"]["ndcg@10"]:
-        logger.warning(
-            "Training has not bettered the start on %s; the start is kept apart in %s.", chosen.validation, chosen.output / "start"
-        )
     keep(chosen.output, bare.with_catalog(shop, model=model.eval()), model, report)
     if processes.first():
         print(json.dumps(report))

@@ -11,9 +11,11 @@ import pytest
 
 pytest.importorskip("gradio", reason="the demo extra is not installed")
 
+import gradio as gr
 import torch
 from visitors import ATTACK, SETS, SHOP, TEXTS, FakeRecommender, FakeWriter, shop
 
+from genrec_hub import demo
 from genrec_hub import demo_cards as cards
 from genrec_hub import demo_details as details
 from genrec_hub import demo_pictures as pictures
@@ -118,6 +120,24 @@ def test_stages_are_heard_only_by_who_listens() -> None:
 def test_a_model_card_is_read_without_its_metadata() -> None:
     assert model_card("---\ntags: [a]\n---\n\n# Name\n\n```\n# code\n```\n") == "### Name\n\n```\n# code\n```"
     assert model_card("# Name") == "### Name"
+    assert model_card("a\n\n![bars](figures/results.svg)\n\nb ![x](https://y)\n") == "a\n\nb ![x](https://y)"
+
+
+def test_the_duplicate_button_is_there_on_a_space_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def button() -> gr.DuplicateButton:
+        app = demo.build_demo({SETS: FakeRecommender})  # type: ignore[dict-item]
+        return next(block for block in app.blocks.values() if isinstance(block, gr.DuplicateButton))
+
+    assert not button().visible
+    monkeypatch.setattr(demo, "get_space", lambda: "org/app")
+    assert button().visible
+
+
+def test_what_the_browser_keeps_has_a_fixed_key() -> None:
+    """Both are random by default, and a history would be lost whenever the server starts anew."""
+    app = demo.build_demo({SETS: FakeRecommender})  # type: ignore[dict-item]
+    [kept] = [block for block in app.blocks.values() if isinstance(block, gr.BrowserState)]
+    assert (kept.storage_key, kept.secret) == ("genrec_hub", "genrec_hub")
 
 
 # ---------------------------------------------------------------- cards

@@ -94,9 +94,10 @@ def tell(figure: str) -> None:
         file.write(f"{time.strftime('%F %T')} {figure}\n")
 
 
-async def recommend(http: httpx.AsyncClient, history: str, model: str, k: int = 10) -> list[dict]:
-    """One question through the queue, as the browser and gradio_client ask."""
-    event = (await http.post("gradio_api/call/recommend", json={"data": [history, model, k, True]})).raise_for_status().json()["event_id"]
+async def recommend(http: httpx.AsyncClient, history: str, model: str, k: int = 10, session: str | None = None) -> list[dict]:
+    """One question through the queue, as the browser and gradio_client ask: all questions of a visitor in one session."""
+    question = {"data": [history, model, k, True], **({} if session is None else {"session_hash": session})}
+    event = (await http.post("gradio_api/call/recommend", json=question)).raise_for_status().json()["event_id"]
     answer = (await http.get(f"gradio_api/call/recommend/{event}")).raise_for_status().text
     assert "event: complete" in answer, answer[:300]
     return json.loads(answer.rsplit("data: ", 1)[1])[0]["recommendations"]
@@ -146,7 +147,8 @@ def test_fifty_visitors_for_two_minutes(server: Server) -> None:
                 lines = chance.sample("\n".join(PERSONAS.values()).split("\n"), chance.randint(1, 6))
                 model = chance.choice(list(latencies))
                 start = time.monotonic()
-                answer = await recommend(http, "\n".join([*lines, f"thing number {chance.randint(0, 999)}"]), model)
+                history = "\n".join([*lines, f"thing number {chance.randint(0, 999)}"])
+                answer = await recommend(http, history, model, session=f"visitor-{number}")
                 latencies[model].append(time.monotonic() - start)
                 assert len(answer) == 10
                 await asyncio.sleep(chance.uniform(*THINKING))
@@ -176,7 +178,7 @@ def test_ten_uploads_at_once_do_not_mix(server: Server, browser, tmp_path: Path)
         for number in range(10):
             path = tmp_path / f"shop {number}.csv"
             path.write_text("item_id,title\n" + "".join(f"s{number}-{n},Tea no. {n} of shop {number}\n" for n in range(40 + number)))
-            visits.append(Visit(browser, server.url))
+            visits.append(Visit(browser, server.url, apart=True))
             visits[-1].tab("Your catalogue")
             visits[-1].page.locator(".gh-upload input[type=file]").set_input_files(path)
         for here in visits:

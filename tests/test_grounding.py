@@ -185,7 +185,7 @@ def many():
 
 def test_all_lists_are_the_exact_form(many):
     queries, index = many
-    near = NearIndex(index, lists=20, probes=20)
+    near = NearIndex(index, lists=20, probes=20, candidates=2000)
     excluded = [torch.randint(2000, (7,)).tolist() for _ in queries]
     for k in (1, 20):
         for own in (None, excluded):
@@ -203,6 +203,26 @@ def test_few_lists_find_nearly_all(many):
     recall = np.mean([len(set(a) & set(b)) / 20 for a, b in zip(found, exact, strict=True)])
     assert recall > 0.97
     assert all(len(set(rows)) == 20 for rows in found)
+
+
+def test_as_many_lists_as_needed_are_looked_through(many):
+    queries, index = many
+    near = near_index(index, queries, least=1999)
+    assert isinstance(near, NearIndex)
+    exact = top_k(queries, index, 20)[1]
+    assert near.recall(queries, exact) >= grounding.RECALL
+    assert near.probes < near.lists // 4
+    pairs = zip(near.top_k(queries, 20)[1].tolist(), exact.tolist(), strict=True)
+    assert near.recall(queries, exact) == pytest.approx(np.mean([len(set(a) & set(b)) / 20 for a, b in pairs]))
+
+
+def test_items_without_neighbours_stay_exact(caplog):
+    """Directions drawn evenly have no lists: a quarter of them holds no nine tenths of the best."""
+    pytest.importorskip("faiss")
+    torch.manual_seed(0)
+    index = torch.nn.functional.normalize(torch.randn(20_000, 64), dim=-1)
+    assert near_index(index, torch.randn(50, 64), least=19_999) is index
+    assert "are ranked exactly" in caplog.text
 
 
 def test_large_catalogues_are_looked_through_in_part(many, monkeypatch, caplog):

@@ -1,5 +1,6 @@
 """The README's map is the house: every module is named, every name is a file."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -20,6 +21,14 @@ def test_every_file_the_readme_names_is_there():
     for name in names:
         places = [*ROOT.glob(name), *ROOT.glob(f"genrec_hub/{name}"), *ROOT.glob(f"scripts/{name}")]
         assert places, f"README names {name}, which is not there"
+
+
+def test_the_speed_table_is_the_benchmarks(script, monkeypatch):
+    """The table in the README is what docs/benchmark.json renders to."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    result = ROOT / "docs" / "benchmark.json"
+    shown = README.partition("<!-- benchmark:begin -->\n")[2].partition("\n<!-- benchmark:end -->")[0]
+    assert shown == script("benchmark").markdown(json.loads(result.read_text()))
 
 
 def test_space_header_and_requirements_agree():

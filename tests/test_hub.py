@@ -205,6 +205,7 @@ else:
     got = said(outside.wait())
     assert got["answer"] == want
     assert not [call for call in hub.log() if "error" in call]
+    assert {call["status"] for call in hub.log(r"^POST /api/validate-yaml")} == {200}  # the card's header, as the Hub reads it
 
     there = Path(got["folder"])
     names = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
@@ -268,6 +269,32 @@ assert not [name for name in HfApi().list_repo_files("org/closed") if name.start
 """
     clients.run(code, hub.env(tmp_path / "home", PYTHONPATH=REPOSITORY))
     assert not [call for call in hub.log() if "error" in call]
+
+
+def test_the_commands_push_and_examine(made, clients, hub, synthetic_domain, tmp_path):
+    """`genrec push` of a checkpoint and of a domain, `genrec doctor` of what is then on the Hub."""
+    synthetic_domain(30, 12, 0).save(tmp_path / "shop")
+    code = f"""
+import json, sys
+from typer.testing import CliRunner
+from huggingface_hub import HfApi
+from genrec_hub.cli import app
+def genrec(*arguments, code=0):
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == code, (done.output, done.exception)
+    return done.stdout
+options = "--private --no-encoder --tag mine --message First --json".split()
+pushed = json.loads(genrec("push", {str(made("setrec"))!r}, "org/by-command", *options))
+assert pushed["commit"] == HfApi().model_info("org/by-command").sha and HfApi().model_info("org/by-command").private
+assert HfApi().list_repo_commits("org/by-command")[0].title == "First"
+assert genrec("push", {str(tmp_path / "shop")!r}, "org/shop", "--license", "cc-by-4.0").startswith("http")
+assert "interactions.parquet" in HfApi().list_repo_files("org/shop", repo_type="dataset")
+report = json.loads(genrec("doctor", "org/by-command", "--json"))
+assert report["problems"] == [] and report["checkpoints"]["org/by-command"]["items"] == 60
+assert report["checkpoints"]["org/by-command"]["checksums"] > 2 and report["hub"]["endpoint"].startswith("http://127.0.0.1")
+assert "no repository org/none" in json.loads(genrec("doctor", "org/none", "--json", code=1))["problems"][0]
+"""
+    clients.run(code, hub.env(tmp_path / "home", PYTHONPATH=REPOSITORY))
 
 
 # What is damaged, foreign or dangerous is refused

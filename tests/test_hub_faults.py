@@ -16,6 +16,11 @@ PACKAGE = {"PYTHONPATH": str(REPOSITORY)}
 REPO = "org/toy"
 BLOB = {"lfs": r"^PUT /lfs/", "xet": r"^POST /v1/xorbs/"}
 FETCH = {"lfs": r"^GET /blob/", "xet": r"^GET /xorb/"}
+BOOKING = {"lfs": r"^POST .*/info/lfs/objects/batch", "xet": r"^POST /v1/shards"}
+"""Where an upload is asked for (LFS) or registered (Xet)."""
+LEAVE = {"lfs": r"^POST .*/preupload/", "xet": r"^GET .*/xet-write-token/"}
+MAP = {"lfs": r"^GET /[^/]+/[^/]+/resolve/", "xet": r"^GET /v1/reconstructions/"}
+"""Where a file's bytes are, asked before they are fetched."""
 COMMIT = r"^POST .*/commit/main"
 
 
@@ -93,9 +98,12 @@ FIRST = ["Upload SETRecModel", "initial commit"]
 SECOND = ["Upload SETRecModel", *FIRST]
 
 ON_THE_WAY_UP = {
-    "an upload answered 500": (None, "status", {"status": 500}),
-    "an upload cut in the middle": (None, "drop", {"after_bytes": 2000}),
-    "the answer to an upload lost": (None, "drop_response", {}),
+    "an upload answered 500": (BLOB, "status", {"status": 500}),
+    "an upload cut in the middle": (BLOB, "drop", {"after_bytes": 2000}),
+    "the answer to an upload lost": (BLOB, "drop_response", {}),
+    "the booking of an upload answered 500": (BOOKING, "status", {"status": 500}),
+    "the answer to a booking lost": (BOOKING, "drop_response", {}),
+    "leave to upload answered 503": (LEAVE, "status", {"status": 503}),
     "a commit answered 500": (COMMIT, "status", {"status": 500}),
     "a commit answered 503 twice": (COMMIT, "status", {"status": 503, "times": 2}),
     "a commit cut before it was made": (COMMIT, "drop", {"after_bytes": 10}),
@@ -104,7 +112,7 @@ ON_THE_WAY_UP = {
     "a listing answered 502": (r"^GET /api/models/.*/tree/", "status", {"status": 502}),
     "the preupload answered 500": (r"^POST .*/preupload/", "status", {"status": 500}),
     "a slow hub": (r".*", "slow", {"delay": 1.5, "times": 6}),
-    "a slow wire": (None, "throttle", {"bytes_per_s": 40_000, "times": 2}),
+    "a slow wire": (BLOB, "throttle", {"bytes_per_s": 40_000, "times": 2}),
 }
 
 
@@ -114,7 +122,7 @@ def test_a_push_goes_through_whatever_happens_once(trouble, wire, two, clients):
     mode, hub, env = wire
     hub.reset()
     where, kind, more = ON_THE_WAY_UP[trouble]
-    hub.fault(where or BLOB[mode], kind, **more)
+    hub.fault(where[mode] if isinstance(where, dict) else where, kind, **more)
     done = said(clients.run(push_code(two["second"][0]), env("up")))
     assert "oid" in done, done
     assert [call for call in hub.log() if call.get("fault")], "the fault never struck"
@@ -208,10 +216,12 @@ genrec_hub.hub._prepare = look_and_wait
 
 
 ON_THE_WAY_DOWN = {
-    "cut in the middle": ("truncate", {"after_bytes": 3000, "times": 2}),
-    "answered 500": ("status", {"status": 500, "times": 2}),
-    "answered 429": ("status", {"status": 429, "headers": {"Retry-After": "1"}}),
-    "slow": ("slow", {"delay": 3, "times": 3}),
+    "cut in the middle": (FETCH, "truncate", {"after_bytes": 3000, "times": 2}),
+    "answered 500": (FETCH, "status", {"status": 500, "times": 2}),
+    "answered 429": (FETCH, "status", {"status": 429, "headers": {"Retry-After": "1"}}),
+    "slow": (FETCH, "slow", {"delay": 3, "times": 3}),
+    "not told where": (MAP, "status", {"status": 500}),
+    "no answer where": (MAP, "drop_response", {}),
 }
 
 
@@ -219,8 +229,8 @@ ON_THE_WAY_DOWN = {
 def test_a_pull_goes_through_whatever_happens_once(trouble, wire, two, clients):  # noqa: F811
     mode, hub, env = wire
     hub.reset()
-    kind, more = ON_THE_WAY_DOWN[trouble]
-    hub.fault(FETCH[mode], kind, **more)
+    where, kind, more = ON_THE_WAY_DOWN[trouble]
+    hub.fault(where[mode], kind, **more)
     assert said(clients.run(pull_code(), env("down"))) == two["first"][1]
     assert [call for call in hub.log() if call.get("fault")], "the fault never struck"
 

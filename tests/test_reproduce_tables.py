@@ -335,3 +335,30 @@ def test_quick_makes_every_cell_small():
     assert (small.config["hidden"], small.config["spelling"], small.seeds) == (32, 63, (0,))
     assert small.config["semantic_tokens"] * 32 == 384 + 63 + 1
     assert replace(small, config=cell.config, settings=cell.settings, seeds=cell.seeds) == cell
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "t5"])
+def test_validity_counts_the_ids_that_some_item_has(id_processor, tiny_idgenrec, monkeypatch, kind):
+    processor, model = id_processor("packed" if kind == "qwen3" else "item", kind == "t5"), tiny_idgenrec(kind)
+    processor.copy = 2.0
+    own = [processor.identifiers[row].tokens for row in (5, 9)]
+    answers = [[*own[0], model.eos], [*own[1], model.eos], [own[1][0], model.eos], *[[model.eos]] * 7]
+    heard = {}
+
+    def generate(**asked):
+        heard.update(asked)
+        before = [model.eos] if kind == "t5" else asked["input_ids"][0].tolist()
+        lines = [[*before, *tokens] for tokens in answers]
+        longest = max(map(len, lines))
+        return torch.tensor([[*line, *[processor.pad] * (longest - len(line))] for line in lines])
+
+    monkeypatch.setattr(model.recommender, "generate", generate)
+    histories = Sequences.of([np.array([1, 2, 9])])
+    assert studies.beam_optima.validity(model, processor, histories) == {"valid": 0.2, "first_valid": 1.0, "seen": 0.1, "beams": 20}
+    bias = processor.copy_bias([processor.identifiers[row].tokens for row in (1, 2, 9)])[-1]
+    assert torch.equal(heard["logits_processor"](None, torch.zeros(1, len(bias))), bias[None])
+
+
+def test_free_generation_runs(id_processor, tiny_idgenrec):
+    found = studies.beam_optima.validity(tiny_idgenrec(), id_processor(), Sequences.of([np.array([1, 2]), np.array([4])]), beams=10)
+    assert 0 <= found["first_valid"] <= 1

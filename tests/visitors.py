@@ -201,10 +201,13 @@ def browser() -> Iterator["Browser"]:
 class Visit:
     """A page that remembers dialogs, script errors and requests that left the machine."""
 
-    def __init__(self, browser: "Browser", url: str, width: int = 1280, dark: bool = False, address: str = "") -> None:
+    def __init__(self, browser: "Browser", url: str, width: int = 1280, dark: bool = False, address: str = "", apart: bool = False) -> None:
         self.faults: list[str] = []
         # One context for all, because a page is loaded from its cache; nothing but the kept history stays, and `leave` clears it.
-        self.context = browser.contexts[0] if browser.contexts else browser.new_context(accept_downloads=True)
+        # Many at once need one each (`apart`): a browser holds six connections to a server, and every open page keeps one.
+        shared = next(iter(browser.contexts), None)
+        self.context = browser.new_context(accept_downloads=True) if apart or shared is None else shared
+        self.apart = apart
         self.width, self.theme, self.url = width, "dark" if dark else "light", f"{url}?__theme={'dark' if dark else 'light'}{address}"
         self.pages: list[Page] = []
         self.page = self.open()
@@ -226,6 +229,8 @@ class Visit:
         self.page.evaluate("localStorage.clear()")
         for page in self.pages:
             page.close()
+        if self.apart:
+            self.context.close()
 
     @property
     def history(self) -> "Locator":

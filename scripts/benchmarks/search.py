@@ -66,7 +66,7 @@ def prefix_function(sequences: list[list[int]]) -> Callable[[int, torch.Tensor],
 @torch.inference_mode()
 def free_beam_search(model: Any, inputs: Mapping[str, torch.Tensor], beams: int, steps: int) -> torch.Tensor:
     """The same engine without a tree: the best K of K x W at every step. Shape: -> scores (B, K)."""
-    tree = beam_search._Decoding(model, inputs)
+    tree = beam_search.Decoding(model, inputs)
     users = len(tree.root)
     running, visible = torch.zeros(users, 1), torch.zeros(users, 1, 0, dtype=torch.bool)
     hidden = tree.root[:, None]
@@ -87,7 +87,7 @@ def recorded_forwards(model: Any, inputs: Mapping[str, torch.Tensor], search: Ca
     """Runs a search and returns its bare forwards: the same decoder steps and heads on the same inputs, without any selection."""
     calls: list[tuple[str, tuple[Any, ...]]] = []
 
-    class Recording(beam_search._Decoding):
+    class Recording(beam_search.Decoding):
         def logits(self, hidden: torch.Tensor) -> torch.Tensor:
             calls.append(("logits", (hidden,)))
             return super().logits(hidden)
@@ -96,12 +96,12 @@ def recorded_forwards(model: Any, inputs: Mapping[str, torch.Tensor], search: Ca
             calls.append(("step", given))
             return super().step(*given, **named)
 
-    with mock.patch.object(beam_search, "_Decoding", Recording):
+    with mock.patch.object(beam_search, "Decoding", Recording):
         search()
 
     @torch.inference_mode()
     def again() -> None:
-        tree = beam_search._Decoding(model, inputs)
+        tree = beam_search.Decoding(model, inputs)
         for name, given in calls:
             getattr(tree, name)(*given)
 
@@ -124,7 +124,7 @@ def beams(size: int, rounds: int, users: int = 8, width: int = 20, hugging_face:
         return constrained_beam_search(model, inputs, trie, width)
 
     # As many steps as the constrained search takes.
-    with mock.patch.object(beam_search._Decoding, "step", autospec=True, side_effect=beam_search._Decoding.step) as step:
+    with mock.patch.object(beam_search.Decoding, "step", autospec=True, side_effect=beam_search.Decoding.step) as step:
         ours()
     steps = step.call_count + 1
     works: dict[str, Callable[[], Any]] = {
