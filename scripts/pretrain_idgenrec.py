@@ -54,9 +54,7 @@ def main() -> None:
     parser.add_argument("--max-items", type=int, default=20, help="history items that the recommender reads")
     parser.add_argument("--copy", type=float, default=3.0, help="how much tokens of the history's IDs are preferred")
     parser.add_argument("--copy-decay", type=float, default=0.2, help="how fast that fades with items further back")
-    parser.add_argument(
-        "--shortlist", type=int, default=20, help="items that the search ends in, most promising first; 0 = any"
-    )
+    parser.add_argument("--shortlist", type=int, default=20, help="items that the search ends in, most promising first; 0 = any")
     parser.add_argument("--config", type=json.loads, default={}, help="JSON of further IDGenRecConfig values")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")

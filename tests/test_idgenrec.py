@@ -177,6 +177,40 @@ def test_a_copy_bias_is_added_to_the_logits_wherever_they_are_made(tiny_idgenrec
     processor.copy = 0.0
 
 
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_the_shortlist_holds_what_the_copied_words_promise(tiny_idgenrec, id_processor, penalty):
+    """The promise is the exact score of a model that says nothing; as many beams as promising items find them all."""
+    model, processor = tiny_idgenrec(), id_processor()
+    model.config.length_penalty, model.config.beams = penalty, 12
+    processor.copy, processor.copy_decay = 3.0, 0.2
+    history, size = [3, 10, 31], len(processor.catalog)
+    inputs = processor.inputs([[processor._tokens[item] for item in history]], model)
+    quiet = tiny_idgenrec()
+    quiet.config.length_penalty = penalty
+    with torch.no_grad():
+        quiet.recommender.model.norm.weight.zero_()
+    promised = quiet.score(inputs, processor.trie)[0]
+    promised[history] = -torch.inf
+    open_ = torch.ones(1, size, dtype=torch.bool)
+    open_[0, history] = False
+    best = processor.promising(inputs["bias"], 12, penalty, open_)[0]
+    assert int(best.sum()) == 12
+    assert float(promised[best].min()) >= float(promised[~best].max()) - 1e-4
+    assert int(processor.promising(inputs["bias"], size, penalty, open_).sum()) == size - 3, "what may not come is not promising"
+
+    processor.shortlist = 12
+    scores = processor.score(model, [np.array(history)])[0]
+    assert torch.equal(scores > -torch.inf, best)
+    assert torch.allclose(scores[best], model.score(inputs, processor.trie)[0][best], atol=1e-4)
+    items = [processor.catalog[item] for item in history]
+    answers = processor.recommend(model, [[item.item_id for item in items]], top=12)[0]
+    assert [answer.score for answer in answers] == pytest.approx(scores[best].sort(descending=True).values.tolist(), abs=1e-4)
+    department = next(answer.item for answer in answers if answer.item.categories).categories.split(" > ")[0]
+    inside = processor.recommend(model, [[item.item_id for item in items]], top=3, department=department)[0]
+    assert inside
+    assert all(department in answer.item.categories for answer in inside)
+
+
 @pytest.mark.parametrize("normalizer", ["vocabulary", "tree"])
 def test_packed_equals_every_prefix_alone(tiny_idgenrec, id_processor, normalizer):
     """Loss and gradient of a history's single forward are those of one forward per item."""

@@ -87,17 +87,20 @@ def test_the_tree_restricted_to_items_is_the_tree_of_these_items(sequences, data
     for sequence in sequences[len(sequences) - late :]:
         trie.add(sequence)
     size = len(sequences)
-    allowed = data.draw(st.none() | st.lists(st.booleans(), min_size=size, max_size=size))
+    mask = st.lists(st.booleans(), min_size=size, max_size=size)
+    allowed = data.draw(st.none() | mask | st.lists(mask, min_size=2, max_size=2))
+    each = allowed is not None and isinstance(allowed[0], list)
     rows = st.lists(st.integers(0, size - 1), max_size=6)
     excluded = data.draw(st.none() | st.lists(rows, min_size=2, max_size=2))
     open_nodes = trie.open_nodes(None if allowed is None else torch.tensor(allowed), excluded, users=2)
     if allowed is None and excluded is None:
         assert open_nodes is None
         return
-    assert open_nodes.shape == (1 if excluded is None else 2, trie.nodes)
+    assert open_nodes.shape == (1 if excluded is None and not each else 2, trie.nodes)
     for user, own in enumerate(open_nodes):
         gone = () if excluded is None else excluded[user]
-        left = [row for row in range(size) if row not in gone and (allowed is None or allowed[row])]
+        may = allowed[user] if each else allowed
+        left = [row for row in range(size) if row not in gone and (may is None or may[row])]
         paths = trie.paths(torch.tensor(left, dtype=torch.long))
         expected = set(paths[paths >= 0].tolist()) | ({trie.root} if left else set())
         assert set(own.nonzero()[:, 0].tolist()) == expected
