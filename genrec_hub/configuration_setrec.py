@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
@@ -19,6 +20,8 @@ class SETRecConfig(PreTrainedConfig):
         cf_size: width of the CF vectors; 0 = no CF token (foundation models: CF spaces of different shops are unrelated).
         alpha: weight of the reconstruction loss.
         beta: weight of the semantic tokens in the score, 1 - beta that of the CF token; picked on validation data.
+        cold_score: what an item without a CF vector scores in the CF slot, as a share of the most that slot can give (of 1 where scores are
+            not normalised). 0 = nothing, as in the paper, and items without interactions are hardly ever recommended.
         slot_weights: further weight per slot in the score, CF first; () = all 1.
         prompt_ids: token ids before the history.
         response_ids: token ids between the history and the queries.
@@ -33,6 +36,8 @@ class SETRecConfig(PreTrainedConfig):
         residual: add the recency-weighted sum of the history's own tokens to the generated ones (a dot-product text-kNN to start from).
         decay: starting value of the residual's recency rate. Several rates give several sums, from which the backbone's answer mixes the
             residual of each history and slot: evenly at first.
+        cf_decay: the same for the CF slot, where it starts elsewhere: as many rates as `decay`. None = those of `decay`. Likeness in text
+            wants a long memory, what is bought together a short one.
         prior: add a learned token set of its own to every answer, whatever the history: what is recommended more or less often than its
             likeness says. It starts at zero, see `SETRecModel.set_prior`.
         grounding: "latent", "token", or "auto" (the narrower one).
@@ -50,6 +55,7 @@ class SETRecConfig(PreTrainedConfig):
     cf_size: int = 0
     alpha: float = 0.7
     beta: float = 0.5
+    cold_score: float = 0.0
     slot_weights: list[float] | tuple[float, ...] = ()
     prompt_ids: list[int] | tuple[int, ...] = (0,)
     response_ids: list[int] | tuple[int, ...] = ()
@@ -62,6 +68,7 @@ class SETRecConfig(PreTrainedConfig):
     fused_loss: float = 0.0
     residual: bool = False
     decay: float | list[float] | tuple[float, ...] = 0.3
+    cf_decay: float | list[float] | tuple[float, ...] | None = None
     prior: bool = False
     grounding: str = "auto"
     initializer_range: float = 0.02
@@ -78,7 +85,8 @@ class SETRecConfig(PreTrainedConfig):
                 raise ValueError(f"SETRecConfig.{name} is {getattr(self, name)!r}: it should be one of {', '.join(allowed)}.")
         if not 0 <= self.beta <= 1:
             raise ValueError(f"SETRecConfig.beta is {self.beta}: it should lie between 0 (CF alone) and 1 (semantic alone).")
-
+        if self.cf_decay is not None and np.shape(self.cf_decay) != np.shape(self.decay):
+            raise ValueError(f"SETRecConfig.cf_decay is {self.cf_decay!r}: it should hold as many rates as decay, {self.decay!r}.")
         if unknown := set(self.lora or ()) - {"r", "alpha", "dropout", "target_modules"}:
             raise ValueError(f"SETRecConfig.lora holds {', '.join(sorted(unknown))}: it knows r, alpha, dropout and target_modules.")
 

@@ -131,8 +131,10 @@ class SETRecModel(HubModel, PreTrainedModel):
             if module.log_scale is not None:
                 init.constant_(module.log_scale, float(torch.tensor(self.config.scale).log()))
             if module.log_decay is not None and module.gate is not None:
-                rates = torch.tensor(self.config.decay).log()
-                init.copy_(module.log_decay, rates[..., None].expand_as(module.log_decay))
+                rates = torch.tensor(self.config.decay)[..., None].repeat_interleave(self.config.tokens, -1)
+                if self.config.has_cf and self.config.cf_decay is not None:
+                    rates[..., 0] = torch.tensor(self.config.cf_decay)
+                init.copy_(module.log_decay, rates.log())
                 init.constant_(module.gate, 0.01)
             if module.mixture is not None:
                 init.zeros_(module.mixture.weight)
@@ -322,27 +324,44 @@ class SETRecModel(HubModel, PreTrainedModel):
         share, total = self.config.fused_loss, generated.new_zeros(())
         slots = self._latent_slots if self.loss_in_latent_space else self._token_slots
         if share > 0:
-            pairs = slots(generated * self.slot_weights(generated)[:, None], candidates)
+            weights = self.slot_weights(generated)
+            pairs = slots(generated * weights[:, None], candidates, self.without_cf() * weights[0])
             if self.loss_in_latent_space:  # semantic slots share their items: their answers add up
                 first = int(self.config.has_cf)
                 pairs = [*pairs[:first], (torch.stack([answers for answers, _ in pairs[first:]]).sum(0), pairs[first][1])]
             total = total + share * contrast(torch.cat([a for a, _ in pairs], 1), torch.cat([b for _, b in pairs], 1))
         if share < 1:
-            losses = [contrast(answers, items) for answers, items in slots(generated, candidates)]
+            losses = [contrast(answers, items) for answers, items in slots(generated, candidates, self.without_cf())]
             total = total + (1 - share) * torch.stack(losses).mean()
         return total
 
-    def _token_slots(self, generated: torch.Tensor, candidates: dict[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Answers and items per slot, as tokens: their products are the scores. Shape: generated (P, Q, D) -> Q pairs (P, D), (C, D)."""
-        table = self.tokenize(candidates["semantic"], candidates.get("cf"))
-        if self.cf is not None and candidates.get("has_cf") is not None:
-            table = torch.cat([table[:, :1] * candidates["has_cf"][:, None, None], table[:, 1:]], 1)
-        return list(zip(generated.unbind(1), table.unbind(1), strict=True))
+    def without_cf(self) -> torch.Tensor:
+        """What an item without a CF vector scores in the CF slot, before the slot's weight. Shape: ()."""
+        if self.log_scale is None:
+            return self.queries.new_tensor(self.config.cold_score)
+        return self.log_scale[0].exp() * self.config.cold_score
 
-    def _latent_slots(self, generated: torch.Tensor, candidates: dict[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _token_slots(
+        self, generated: torch.Tensor, candidates: dict[str, torch.Tensor], absent: torch.Tensor
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Answers and items per slot, as tokens: their products are the scores.
+
+        Shape: generated (P, Q, D), absent () -> Q pairs, (P, D + 1), (C, D + 1) for CF and (P, D), (C, D) for each semantic slot.
+        """
+        table = self.tokenize(candidates["semantic"], candidates.get("cf"))
+        pairs = list(zip(generated.unbind(1), table.unbind(1), strict=True))
+        if self.cf is not None and candidates.get("has_cf") is not None:
+            answer, items = pairs[0]
+            known = candidates["has_cf"][:, None].to(items)
+            pairs[0] = torch.cat([answer, absent.expand(len(answer), 1)], 1), torch.cat([items * known, 1 - known], 1)
+        return pairs
+
+    def _latent_slots(
+        self, generated: torch.Tensor, candidates: dict[str, torch.Tensor], absent: torch.Tensor
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The same scores, up to a constant of each answer, from the latent vectors in which tokens are affine.
 
-        Shape: generated (P, Q, D) -> Q pairs, (P, C' + 1), (C, C' + 1) for CF and (P, H), (C, H) for each semantic slot.
+        Shape: generated (P, Q, D), absent () -> Q pairs, (P, C' + 1), (C, C' + 1) for CF and (P, H), (C, H) for each semantic slot.
         """
         pairs = []
         if self.cf is not None:
@@ -351,7 +370,8 @@ class SETRecModel(HubModel, PreTrainedModel):
             known = candidates.get("has_cf")
             known = torch.ones_like(cf[:, :1]) if known is None else known[:, None].to(cf)
             answer = generated[:, 0]
-            pairs.append((torch.cat([answer @ self.cf.weight, (answer @ self.cf.bias)[:, None]], 1), torch.cat([cf * known, known], 1)))
+            here = (answer @ self.cf.bias - absent)[:, None]
+            pairs.append((torch.cat([answer @ self.cf.weight, here], 1), torch.cat([cf * known, known], 1)))
         latent = self.semantic.latent(candidates["semantic"])
         maps = self.semantic.last.weight.unflatten(0, self.semantic.shape)
         answers = torch.einsum("pnd,ndh->nph", generated[:, int(self.config.has_cf) :], maps)
@@ -420,7 +440,7 @@ class SETRecModel(HubModel, PreTrainedModel):
     def index(
         self, semantic: torch.Tensor, cf: torch.Tensor | None = None, has_cf: torch.Tensor | None = None, chunk: int = 8192
     ) -> torch.Tensor:
-        """Encodes a catalogue for `top_k`. An item without a CF vector has no CF term in its score.
+        """Encodes a catalogue for `top_k`. An item without a CF vector has `config.cold_score` in place of a CF term.
 
         The numbers of one column lie side by side in memory: a few queries then read the index once, in order (twice as fast for one).
 
@@ -439,9 +459,11 @@ class SETRecModel(HubModel, PreTrainedModel):
                 here = empty[:, :1] if known is None or cf is None else known
                 return torch.cat([empty if cf is None else cf[part] * here, here, latent], 1)
             tokens = self.tokenize(semantic[part], None if cf is None else cf[part])
-            if self.cf is not None:
-                tokens[:, 0] *= 0.0 if known is None else known
-            return tokens.flatten(1)
+            if self.cf is None:
+                return tokens.flatten(1)
+            known = tokens.new_zeros(len(tokens), 1) if known is None else known
+            tokens[:, 0] *= known
+            return torch.cat([tokens.flatten(1), known], 1) if self.config.cold_score else tokens.flatten(1)
 
         first = encode(slice(0, chunk))
         columns = first.new_empty(first.shape[1], len(semantic))
@@ -453,7 +475,10 @@ class SETRecModel(HubModel, PreTrainedModel):
     def ground(self, generated: torch.Tensor) -> torch.Tensor:
         """Folds generated tokens and slot weights into one query for `top_k`. Shape: generated (B, Q, D) -> (B, W)."""
         if not self.grounds_in_latent_space:
-            return (generated * self.slot_weights(generated)[:, None]).flatten(1)
+            query = (generated * self.slot_weights(generated)[:, None]).flatten(1)
+            if self.cf is None or not self.config.cold_score:
+                return query
+            return torch.cat([query, -self._cold(generated).expand(len(query), 1)], 1)
         first, cf_share, share = int(self.config.has_cf), 1 - self.config.beta, self.config.beta
         if self.config.slot_weights:
             generated, cf_share, share = generated * self.slot_weights(generated)[:, None], 1.0, 1.0
@@ -461,14 +486,23 @@ class SETRecModel(HubModel, PreTrainedModel):
         if self.cf is None:
             return query
         answer = generated[:, 0] * cf_share
-        return torch.cat([answer @ self.cf.weight, (answer @ self.cf.bias)[:, None], query * share], 1)
+        here = answer @ self.cf.bias - self._cold(generated)
+        return torch.cat([answer @ self.cf.weight, here[:, None], query * share], 1)
+
+    def _cold(self, generated: torch.Tensor) -> torch.Tensor:
+        """What an item without a CF vector scores in the CF slot, weighted. Shape: ()."""
+        return self.without_cf().to(generated) * self.slot_weights(generated)[0]
 
     def ground_constant(self, generated: torch.Tensor) -> torch.Tensor:
-        """What the latent form leaves out of a user's scores: the bias of the semantic tokens. Shape: (B, Q, D) -> (B,)."""
+        """What `ground` leaves out of a user's scores: the score of an absent CF vector, in the latent form the semantic bias.
+
+        Shape: (B, Q, D) -> (B,).
+        """
+        cold = self._cold(generated) * self.config.has_cf
         if not self.grounds_in_latent_space:
-            return generated.new_zeros(len(generated))
+            return cold.expand(len(generated))
         weighted = generated * self.slot_weights(generated)[:, None]
-        return weighted[:, int(self.config.has_cf) :].flatten(1) @ self.semantic.last.bias
+        return weighted[:, int(self.config.has_cf) :].flatten(1) @ self.semantic.last.bias + cold
 
     def contributions(
         self, generated: torch.Tensor, semantic: torch.Tensor, cf: torch.Tensor | None = None, has_cf: torch.Tensor | None = None
@@ -481,12 +515,13 @@ class SETRecModel(HubModel, PreTrainedModel):
         Shape: generated (B, Q, D), semantic (B, K, S), cf (B, K, C), has_cf (B, K) -> (B, K, Q).
         """
         items, weights = self.tokenize(semantic, cf), self.slot_weights(generated)
-        if self.cf is not None and (cf is None or has_cf is not None):  # an item without a CF vector has no CF term
-            here = items.new_zeros(items.shape[:-2]) if cf is None or has_cf is None else has_cf.to(items)
-            items = torch.cat([items[..., :1, :] * here[..., None, None], items[..., 1:, :]], -2)
-        if self.prior is None:
-            return torch.einsum("bqd,bkqd,q->bkq", generated, items, weights)
-        parts = torch.einsum("bqd,bkqd,q->bkq", generated - self.prior, items, weights)
+        parts = torch.einsum("bqd,bkqd,q->bkq", generated if self.prior is None else generated - self.prior, items, weights)
         first = int(self.config.has_cf)
+        if self.cf is not None and (cf is None or has_cf is not None):  # an item without a CF vector has no CF token
+            here = parts.new_zeros(parts.shape[:-1]) if cf is None or has_cf is None else has_cf.to(parts)
+            items = torch.cat([items[..., :1, :] * here[..., None, None], items[..., 1:, :]], -2)
+            parts = torch.cat([(parts[..., 0] * here + self._cold(generated) * (1 - here))[..., None], parts[..., 1:]], -1)
+        if self.prior is None:
+            return parts
         whole = torch.einsum("qd,bkqd,q->bk", self.prior, items, weights)[..., None] / self.config.semantic_tokens
         return torch.cat([parts[..., :first], parts[..., first:] + whole], -1)

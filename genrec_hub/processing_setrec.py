@@ -60,6 +60,7 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         max_items: items of a history that are read, the last ones.
         progress: called with (done, total) while texts are encoded.
         spelling: width of the spelling vectors that stand behind the encoder's in `semantic`; 0 = none.
+        spelling_length: their length where the encoder's is 1; what they weigh in a likeness is its square.
         crowding: one more number in `semantic`, how close the nearest other items are (see `semantic.crowding`).
     """
 
@@ -73,9 +74,10 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         progress: Progress | None = None,
         spelling: int = 0,
         crowding: bool = False,
+        spelling_length: float = 1.0,
     ) -> None:
         self.catalog = Catalog(()) if catalog is None else catalog
-        self.spelling, self.crowding = spelling, crowding
+        self.spelling, self.crowding, self.spelling_length = spelling, crowding, spelling_length
         self.encoder = encoder if isinstance(encoder, TextEncoder) else TextEncoder(encoder, max_tokens)
         self.max_items = max_items
         self._features = dict(features) if features is not None else None
@@ -132,7 +134,9 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         edges = np.cumsum([part.shape[1] for part in parts])[:-1]
         moved = [part - centre for part, centre in zip(parts, np.split(found["centre"], edges), strict=True)]
         units = [part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-9) for part in moved]
-        vectors = np.concatenate(units, 1) / np.float32(len(units) ** 0.5)
+        if self.spelling:
+            units[1] = units[1] * np.float32(self.spelling_length)
+        vectors = np.concatenate(units, 1) / np.float32((1 + (len(units) - 1) * self.spelling_length**2) ** 0.5)
         if self.crowding:
             others = None if known is None else known["semantic"][:, :-1]
             vectors = np.concatenate([vectors, CROWDING * crowding(vectors, others)[:, None]], 1)
@@ -165,9 +169,13 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
     def _with(
         self, catalog: Catalog | None, features: Mapping[str, np.ndarray] | None, progress: Progress | None = None
     ) -> "SETRecProcessor":
-        return SETRecProcessor(
-            catalog, features, self.encoder, self.encoder.max_tokens, self.max_items, progress, self.spelling, self.crowding
-        )
+        return self._through(self.encoder, catalog, features, progress)
+
+    def _through(
+        self, encoder: TextEncoder, catalog: Catalog | None, features: Mapping[str, np.ndarray] | None, progress: Progress | None
+    ) -> "SETRecProcessor":
+        sizes = (encoder.max_tokens, self.max_items)
+        return SETRecProcessor(catalog, features, encoder, *sizes, progress, self.spelling, self.crowding, self.spelling_length)
 
     def add_items(self, items: Iterable[Item], progress: Progress | None = None, model: SETRecModel | None = None) -> "SETRecProcessor":
         """Returns a processor whose catalogue has the items appended; nothing of the old items changes, the centre stays."""
@@ -190,7 +198,7 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         other = encoder if isinstance(encoder, TextEncoder) else TextEncoder(encoder, self.encoder.max_tokens)
         if other.name == self.encoder.name:
             return self
-        fresh = SETRecProcessor(self.catalog, None, other, other.max_tokens, self.max_items, progress, self.spelling, self.crowding)
+        fresh = self._through(other, self.catalog, None, progress)
         if self._features is None:
             return fresh
         kept = {name: values for name, values in self._features.items() if name in ("cf", "has_cf", "cf_from_text")}
@@ -215,6 +223,14 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
             features["cf_length"] = np.array([guess * np.linalg.norm(cf[known], axis=1).mean()], np.float32)
             features |= self._guessed(features, ~known)
         return self._with(self.catalog, features)
+
+    def cold_features(self) -> dict[str, torch.Tensor]:
+        """The CF features of the catalogue as if no item had interactions. Shape: cf (V, C), has_cf (V,)."""
+        known, every = self._arrays(), np.ones(len(self.catalog), bool)
+        cold = {"cf": np.zeros_like(known["cf"]), "has_cf": ~every}
+        if "cf_from_text" in known:
+            cold = self._guessed({**known, **cold}, every)
+        return {name: torch.from_numpy(values) for name, values in cold.items()}
 
     def _guessed(self, features: Mapping[str, np.ndarray], unknown: np.ndarray) -> dict[str, np.ndarray]:
         """CF vectors with those of the unknown items predicted. Shape: unknown (V,) -> cf (V, C), has_cf (V,)."""
@@ -493,7 +509,7 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
             write_arrays(folder / "catalog" / "features.safetensors", self._arrays(), self.catalog.fingerprint)
         encoder = self.encoder.save(folder / "encoder", whole=with_encoder)
         settings = {"encoder": encoder, "encoder_origin": self.encoder.origin, "max_tokens": self.encoder.max_tokens}
-        own = {"max_items": self.max_items, "spelling": self.spelling, "crowding": self.crowding}
+        own = {"max_items": self.max_items, "spelling": self.spelling, "spelling_length": self.spelling_length, "crowding": self.crowding}
         self.write_card(folder, {**settings, **own}, with_catalog)
         seal(folder, *SIDECARS)
         if push_to_hub:
@@ -520,4 +536,5 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
             str(inside) if inside.is_dir() else str(card["encoder"]), card["max_tokens"], origin=card.get("encoder_origin", "")
         )
         own = {"spelling": card.get("spelling", 0), "crowding": card.get("crowding", False)}
+        own |= {"spelling_length": card.get("spelling_length", 1.0)}
         return cls(catalog, features, encoder, max_items=card["max_items"], **own)

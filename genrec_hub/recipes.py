@@ -125,8 +125,10 @@ def train_setrec(
     progress: Progress | None = None,
     arguments: dict[str, Any] | None = None,
     spelling: int = 0,
+    spelling_length: float = 1.0,
     crowding: float = 0.0,
     guess_cf: float = 0.0,
+    cold_share: float = 0.0,
     **config: Any,
 ) -> dict[str, Any]:
     """Trains a SETRec on a domain and saves it with its catalogue.
@@ -143,9 +145,11 @@ def train_setrec(
         progress: called with (done, total) while texts are encoded.
         arguments: further `TrainingArguments`.
         spelling: width of the spelling vectors beside the encoder's; 0 = none.
+        spelling_length: of those vectors, where the encoder's are 1 long.
         crowding: weight of an item's crowding against it at the start, in units of the cosine; 0 = not known to the model.
         guess_cf: predict the CF vectors of items without interactions from their text, this many times as long as the known ones,
             instead of leaving that slot out (0).
+        cold_share: share of the items that every step sees as if they had no interactions, so that items without any are recommended well.
         **config: of `SETRecConfig`; with a backbone, `attn_implementation` too.
 
     Returns:
@@ -169,6 +173,7 @@ def train_setrec(
         max_items=config.get("max_items", 50),
         progress=progress,
         spelling=spelling,
+        spelling_length=spelling_length,
         crowding=crowding > 0,
     )
     if cf:
@@ -213,6 +218,8 @@ def train_setrec(
         validation=split.validation if len(split.validation) else None,
         catalog_size=size,
         negatives=negatives_of(chosen, size),
+        cold=processor.cold_features() if cf and cold_share else None,
+        cold_share=cold_share,
     )
     report = finish(trainer, output, chosen, resume, lambda: {"beta": trainer.choose_beta(), **circumstances(domain, backbone)})
     if trainer.is_world_process_zero():

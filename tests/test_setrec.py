@@ -29,6 +29,7 @@ OPTIONS = {
     "joint": {"normalize": "joint", "fused_loss": 1.0, "slot_weights": [0.5, 1.0, 2.0, 0.1]},
     "residual": {"residual": True, "normalize": "slot"},
     "mixture": {"residual": True, "decay": [1.5, 0.5, 0.15], "prior": True, "normalize": "joint"},
+    "cold": {"residual": True, "decay": [0.1, 0.05], "cf_decay": [1.5, 0.5], "normalize": "slot", "fused_loss": 0.6, "cold_score": 0.45},
 }
 
 
@@ -224,7 +225,7 @@ def test_packed_is_one_prefix_at_a_time_in_single_precision(tiny_setrec, attenti
 # The loss
 
 
-@pytest.mark.parametrize("options", ["paper", "slot", "joint"])
+@pytest.mark.parametrize("options", ["paper", "slot", "joint", "cold"])
 @torch.no_grad()
 def test_the_loss_against_the_definition(tiny_setrec, options):
     """Mean over targets and slots of -log softmax(Z_k q_k), + alpha x mean squared error of the histories (methods.md 1.5)."""
@@ -238,6 +239,7 @@ def test_the_loss_against_the_definition(tiny_setrec, options):
     output = model(**asked, packed=True, candidates=known, labels=torch.tensor(targets), own=own)
     table = model.tokenize(known["semantic"], known["cf"])
     weights, share = model.slot_weights(table), model.config.fused_loss
+    absent = 0.45 * model.log_scale[0].exp() if options == "cold" else torch.zeros(()).double()
     total, count = 0.0, 0
     for row, wanted in enumerate(targets):
         for column, target in enumerate(wanted):
@@ -248,7 +250,7 @@ def test_the_loss_against_the_definition(tiny_setrec, options):
             slots = []
             for slot in range(4):
                 scores = table[:, slot] @ output.tokens[row, column, slot]
-                slots.append(scores * known["has_cf"] if slot == 0 else scores)
+                slots.append(torch.where(known["has_cf"], scores, absent) if slot == 0 else scores)
             losses = [-torch.log_softmax(scores[negatives], 0)[negatives.index(target)] for scores in slots]
             fused = sum(w * scores for w, scores in zip(weights, slots, strict=True))
             total += (1 - share) * sum(losses) / 4 - share * torch.log_softmax(fused[negatives], 0)[negatives.index(target)]
@@ -411,10 +413,35 @@ def test_how_a_fresh_model_starts():
         assert not layer.bias.any()
     assert fresh.log_scale.exp().tolist() == pytest.approx([7.0] * 5)
     assert fresh.log_decay.exp().tolist() == pytest.approx([0.4] * 5)
+    own = {"residual": True, "decay": [0.1, 0.05], "cf_decay": [1.5, 0.5]}
+    fresh = SETRecModel(SETRecConfig(**{**fresh.config.to_dict(), "text_config": fresh.config.text_config, **own}))
+    assert fresh.log_decay.exp().flatten().tolist() == pytest.approx([1.5, 0.1, 0.1, 0.1, 0.1, 0.5, 0.05, 0.05, 0.05, 0.05])
+
+
+@pytest.mark.parametrize("grounding", ["token", "latent"])
+@torch.no_grad()
+def test_items_without_interactions_are_ordered_by_their_texts(tiny_setrec, grounding):
+    """Where the CF slot gives each of them the same, the semantic slots alone order them, and what it gives is in the score."""
+    model = tiny_setrec(cf_size=6, grounding=grounding, beta=0.3, **OPTIONS["cold"])
+    known = features()
+    cold = ~known["has_cf"]
+    scores = model.score([np.array([3, 7, 1]), np.array([2])], known)
+    model.config.cold_score = 0.9
+    higher = model.score([np.array([3, 7, 1]), np.array([2])], known)
+    more = 0.7 * 0.45 * model.log_scale[0].exp()
+    moved = (higher - scores) - (higher - scores)[:, :1]
+    assert cold[0]
+    assert torch.allclose(moved[:, cold], torch.zeros(()), atol=1e-5)
+    assert torch.allclose(moved[:, ~cold], -more, atol=1e-5)
+    generated = model(**inputs([[3, 7, 1]], known)).tokens[:, 0]
+    parts = model.contributions(generated, **{name: values[None] for name, values in known.items()})[0]
+    assert torch.allclose(parts[cold, 0], 2 * more, atol=1e-5)
+    order = parts[cold, 1:].sum(-1).argsort(descending=True)
+    assert torch.equal(order, scores[0, cold].argsort(descending=True))
 
 
 def test_a_config_that_makes_no_sense():
-    for bad in ({"normalize": "twice"}, {"grounding": "faiss"}, {"beta": 1.5}):
+    for bad in ({"normalize": "twice"}, {"grounding": "faiss"}, {"beta": 1.5}, {"cf_decay": [1.0, 2.0]}):
         with pytest.raises(Exception, match=next(iter(bad))):
             SETRecConfig(**bad)
     assert SETRecConfig(cf_size=4, semantic_tokens=2).slots == ["cf", "sem1", "sem2"]
@@ -583,6 +610,7 @@ def test_tokens_add_up_and_reasons_share(tiny_setrec, processor, options, cf):
     options = dict(OPTIONS[options])
     if not cf:
         options.pop("slot_weights", None)
+        options.pop("cf_decay", None)
     model = tiny_setrec(cf_size=cf, beta=0.4, **options)
     if cf:
         processor = processor.with_cf(np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32), np.arange(60) % 2 > 0)
@@ -660,8 +688,8 @@ def test_labels_are_made_once_for_the_same_weights(tiny_setrec, processor, monke
 
 
 @pytest.mark.parametrize("fused", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("cf", [0, 6])
-def test_latent_loss_equals_the_per_token_loss(fused, cf):
+@pytest.mark.parametrize(("cf", "cold"), [(0, 0.0), (6, 0.0), (6, 0.4)])
+def test_latent_loss_equals_the_per_token_loss(fused, cf, cold):
     """Design decision 6: the same loss and gradients in the tokenizers' own latent space, absent CF vectors and own items included."""
     torch.manual_seed(0)
     config = SETRecConfig(
@@ -675,6 +703,8 @@ def test_latent_loss_equals_the_per_token_loss(fused, cf):
             head_dim=16,
         ),
         **{"semantic_tokens": 3, "semantic_size": 16, "semantic_widths": (12, 8), "cf_size": cf, "fused_loss": fused, "beta": 0.3},
+        cold_score=cold,
+        normalize="slot" if cold else "none",
     )
     model = SETRecModel(config).double()
     with torch.no_grad():

@@ -64,6 +64,8 @@ def trainer(split, tiny_setrec, tmp_path):
             config = SASRecConfig(**{"num_items": V, "hidden_size": 16, "max_length": 8, "dropout": 0.2, **options.pop("config", {})})
             return SASRecTrainer(SASRecModel(config), args, max_items=8, **{**shared, **options})
         model = tiny_setrec(**{"cf_size": 6, "dropout": 0.2, "max_items": 8, **options.pop("config", {})})
+        if kind == "cold":
+            shared |= {"cold": {"cf": torch.zeros(V, 6), "has_cf": torch.zeros(V, dtype=torch.bool)}, "cold_share": 0.4}
         return SETRecTrainer(model, args, features=features(), **{**shared, **options})
 
     return make
@@ -81,7 +83,7 @@ class PowerCut(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("kind", ["sasrec", "setrec"])
+@pytest.mark.parametrize("kind", ["sasrec", "setrec", "cold"])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(trainer, kind):
     whole = trainer(kind, "whole")
     run(whole, resume=False)
@@ -141,6 +143,27 @@ def test_negatives_come_from_training(trainer, split):
         drawn[popular] = float((made.pools[0] == 2).float().mean())
     assert drawn[False] == pytest.approx(1 / 5)
     assert drawn[True] == pytest.approx(3 / 7)
+
+
+def test_a_share_of_the_items_is_cold_in_every_step(trainer, monkeypatch):
+    """Drawn by seed and step; in history and candidates alike; validation sees what is known."""
+    made, seen, look = trainer("cold"), [], SETRecTrainer.model_inputs
+    monkeypatch.setattr(SETRecTrainer, "model_inputs", lambda *given: seen.append(look(*given)) or seen[-1])
+    batch = {"items": torch.arange(12).view(2, 6), "labels": torch.arange(12).view(2, 6)}
+    for step in (0, 0, 1):
+        made.state.global_step = step
+        made.training_step(made.model, dict(batch), torch.tensor(12))
+    first, again, other = (given["candidates"]["has_cf"] for given in seen)
+    assert torch.equal(first, again)
+    assert first.shape != other.shape or not torch.equal(first, other)
+    known = features()
+    assert torch.equal(made.validation_features["has_cf"], known["has_cf"])
+    cold = known["has_cf"] & ~made.features["has_cf"]
+    assert 0.2 * V < int(cold.sum()) < 0.6 * V
+    assert not made.features["cf"][cold].any()
+    assert torch.equal(made.features["cf"][~cold], known["cf"][~cold])
+    assert torch.equal(made.features["semantic"], known["semantic"])
+    assert torch.equal(seen[2]["has_cf"], made.features["has_cf"][batch["items"][:, :-1]])
 
 
 def test_a_step_contrasts_within_its_domain(trainer):
