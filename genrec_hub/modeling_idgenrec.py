@@ -164,7 +164,7 @@ class IDGenRecModel(HubModel, PreTrainedModel):
             soft: (B, S) place in the flattened `written` of the token at this place of a prompt, -1 for all other tokens.
             nodes: (B, T) with `trie`: the node of the tree from which each label is an edge.
             trie: normalise the recommender's probabilities over the edges of this tree instead of the vocabulary.
-            bias: (M, W) what is added to the recommender's logits, row by row of `owner`; see `IDGenRecProcessor.copy_bias`.
+            bias: (M, W) what is added to the recommender's logits, row by row of `owner`; see `copying.copy_bias`.
             owner: (B, T) row of `bias` for each label.
             num_items_in_batch: label tokens of the whole (accumulated, distributed) batch, for the mean.
         """

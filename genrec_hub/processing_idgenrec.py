@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, P
 from .beam_search import Beams
 from .catalog import Catalog, Item, Recommendation
 from .checkpoint import SIDECARS, TOKENIZER, HubProcessor, seal
+from .copying import FlatTokens, copy_bias, flat_tokens, promising, token_rarity
 from .history import History
 from .identifiers import Identifiers, assign_identifiers
 from .modeling_idgenrec import IDGenRecModel
@@ -50,9 +51,9 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         has_encoder: whether the recommender reads prompts in an encoder (T5).
         max_items: items of a history that are read, the last ones.
         max_text: tokens of an item's text that the generator reads.
-        copy: how much tokens that stand in the history's IDs are preferred; 0 = not at all. See `copy_bias`.
+        copy: how much tokens that stand in the history's IDs are preferred; 0 = not at all. See `copying.copy_bias`.
         copy_decay: how fast that fades with items further back.
-        shortlist: the search ends in the items whose IDs those preferred tokens speak for most, this many; 0 = in any. See `promising`.
+        shortlist: the search ends in the items whose IDs those preferred tokens speak for most, this many; 0 = any (`copying.promising`).
 
     Raises:
         ValueError: when the identifiers are not those of the catalogue.
@@ -95,12 +96,8 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
 
     @cached_property
     def rarity(self) -> torch.Tensor:
-        """log(V / items whose ID holds a token) / log V: 1 for a token of one item, 0 for one of all or of none. Shape: (W,)."""
-        size = len(self._tokens) + 1
-        counts = torch.zeros(len(self.tokenizer))
-        for own in self._tokens:
-            counts[list(set(own))] += 1
-        return torch.where(counts > 0, (size / counts.clamp(min=1)).log(), 0.0) / float(np.log(size))
+        """How much each token tells of an item; see `copying.token_rarity`. Shape: (W,)."""
+        return token_rarity(self._tokens, len(self.tokenizer))
 
     @property
     def without_ids(self) -> bool:
@@ -288,22 +285,8 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         return {**batch, "bias": torch.stack([self.copy_bias(own)[-1] for own in cut])} if self.copy else batch
 
     def copy_bias(self, history: Sequence[Sequence[int]]) -> torch.Tensor:
-        """What is added to the logits after each prefix of a history: tokens of its IDs are preferred, rare and recent ones more.
-
-        The value of a token is copy x sum over the items that hold it of exp(-copy_decay x items since) x `rarity`.
-
-        Differs: IDGenRec has no such term; a small recommender without it has to learn to copy from examples, and on catalogues that it
-        never saw it cannot.
-
-        Shape: L items -> (L + 1, W), after 0, 1, .. L items.
-        """
-        rows = [torch.zeros(len(self.tokenizer))]
-        for own in history:
-            following = rows[-1] * float(np.exp(-self.copy_decay))
-            held = list(set(own))
-            following[held] += self.copy * self.rarity[held]
-            rows.append(following)
-        return torch.stack(rows)
+        """What is added to the logits after each prefix of a history; see `copying.copy_bias`. Shape: L items -> (L + 1, W)."""
+        return copy_bias(history, self.rarity, self.copy, self.copy_decay)
 
     def user_tokens(self, histories: Sequence[Sequence[Sequence[int]]], model: IDGenRecModel | None) -> list[list[int]]:
         """The ID of each user: what the generator writes about the IDs of this very history, so nothing after it can be known.
@@ -416,29 +399,9 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
             scores[place, found.rows[real].cpu()] = found.scores[real].float().cpu()
         return scores
 
-    def promising(self, bias: torch.Tensor, most: int, length_penalty: float, open_: torch.Tensor) -> torch.Tensor:
-        """The items of which the preferred tokens promise most: what `score` would be if nothing but `copy_bias` spoke.
-
-        A beam search keeps what begins well; an ID whose last word is the telling one falls out before it is read. Restricted to the
-        promising items, the tree is small enough for the beams: no more items than beams, and nothing falls out.
-
-        Differs: IDGenRec searches the whole tree. Its beams see only what has been written; this is a look ahead.
-
-        Shape: bias (B, W), open_ (B, V) or (1, V) true for items that may come -> (B, V), at most `most` true for each user.
-        """
-        flat, owner, lengths = self._flat_tokens
-        told = bias.new_zeros(len(bias), len(lengths)).index_add_(1, owner, bias[:, flat])
-        scores = (told - lengths * bias.logsumexp(1, keepdim=True)) / lengths**length_penalty
-        scores = scores.masked_fill(~open_, -torch.inf)
-        best = scores.topk(min(most, scores.shape[1])).indices
-        return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True) & open_
-
     @cached_property
-    def _flat_tokens(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The tokens of all IDs one after the other, the row of each, and the length of each ID with its end."""
-        lengths = torch.tensor([len(own) for own in self._tokens])
-        flat = torch.tensor([token for own in self._tokens for token in own])
-        return flat, torch.repeat_interleave(torch.arange(len(lengths)), lengths), lengths + 1
+    def _flat_tokens(self) -> FlatTokens:
+        return flat_tokens(self._tokens)
 
     def _search(
         self,
@@ -454,7 +417,8 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
             open_ = torch.ones(len(bias), len(self.catalog), dtype=torch.bool) if allowed is None else allowed.expand(len(bias), -1).clone()
             for row, rows in enumerate(seen or ()):
                 open_[row, list(rows)] = False
-            allowed, seen = self.promising(bias, max(self.shortlist, beams), model.config.length_penalty, open_), None
+            most, penalty = max(self.shortlist, beams), model.config.length_penalty
+            allowed, seen = promising(self._flat_tokens, bias, most, penalty, open_), None
         return model.recommend(inputs, trie, beams, allowed, seen)
 
     def _at(self, model: IDGenRecModel, histories: Sequence[Sequence[Sequence[int]]]) -> dict[str, torch.Tensor]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from transformers import BatchFeature, ProcessorMixin
 
 from .catalog import Catalog, Item, Recommendation
@@ -24,8 +23,8 @@ from .modeling_setrec import SETRecModel
 from .processes import added, share
 from .processes import count as process_count
 from .semantic import DEFAULT_ENCODER, MAX_TOKENS, TextEncoder, crowding, ridge
+from .set_labels import labels_of, neighbours, spread, tokens_of
 from .spelling import rarity, spell
-from .text import typical_words
 from .timing import stage
 
 logger = logging.getLogger(__name__)
@@ -34,14 +33,8 @@ OF_THE_CATALOG = ("centre", "rarity", "cf_from_text", "cf_length")
 """Features that belong to the catalogue as a whole."""
 CROWDING = np.float32(0.1)
 """Length of the crowding number beside the unit vectors: small, so that likeness hardly sees it; the model's prior does."""
-NEIGHBOURS = 6
-"""Items whose words label a token."""
-LABEL_POOL = 4096
-"""Items among which the neighbours of a token are looked for."""
 AVERAGE_POOL = 512
 """Items, evenly spread over the catalogue, that stand for an average one."""
-LABEL_WORDS = 16
-"""Words from which a token's label takes the first two that no other token of the item has taken."""
 
 Progress = Callable[[int, int], None]
 Lines = str | Iterable[str | Item | Mapping[str, object]]
@@ -385,7 +378,6 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
                 progress(len(out), len(self.catalog) - first)
         return out
 
-    @torch.inference_mode()
     def label_tokens(
         self, model: SETRecModel, rows: Sequence[int], scores: Sequence[Sequence[float]] | None
     ) -> list[list[dict[str, object]]]:
@@ -399,7 +391,7 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         known = self._labels[1]
         missing = [row for row in rows if row not in known]
         if missing:
-            known.update(zip(missing, self._label(model, missing), strict=True))
+            known.update(zip(missing, labels_of(model, self.catalog, self.features, missing), strict=True))
         return [
             [
                 {"slot": name, "score": None if scores is None else float(scores[place][slot]), "label": known[row][slot]}
@@ -407,22 +399,6 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
             ]
             for place, row in enumerate(rows)
         ]
-
-    def _label(self, model: SETRecModel, rows: Sequence[int]) -> list[list[str]]:
-        near = self._nearest(model, self._tokens(model, rows), NEIGHBOURS)[0].tolist()
-        texts, frequency = self.catalog.labels, self.catalog.label_frequency
-        labels = []
-        for row, around in zip(rows, near, strict=True):
-            own: list[str] = []
-            used: set[str] = set()
-            for places in around:
-                neighbours = dict.fromkeys([row, *places])
-                words = typical_words([texts[r] for r in neighbours], frequency, len(self.catalog), most=LABEL_WORDS)
-                fresh = [word for word in words if word not in used][:2] or words[:2]
-                used.update(fresh)
-                own.append(" ".join(fresh) or self.catalog[row].title)
-            labels.append(own)
-        return labels
 
     @torch.inference_mode()
     def nearest(self, model: SETRecModel, history: Lines | History, rows: Sequence[int] = (), most: int = 5) -> list[dict[str, object]]:
@@ -442,42 +418,25 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         generated = model(**self([self.read(history)[-self.max_items :]]).to(model.device)).tokens[:, 0]
         if model.prior is not None:  # it is the same for every history
             generated = generated - model.prior
-        near, similar = self._nearest(model, torch.cat([generated, self._tokens(model, rows)]), most + 1)
+        tokens = torch.cat([generated, tokens_of(model, self.features, rows)])
+        near, similar = neighbours(model, self.features, tokens, most + 1)
         described: list[dict[str, object]] = []
         for row, places, values in zip([None, *rows], near.tolist(), similar.tolist(), strict=True):
-            tokens = []
+            shown = []
             for slot, own, cosines in zip(model.config.slots, places, values, strict=True):
                 others = [(self.catalog[r], cosine) for r, cosine in zip(own, cosines, strict=True) if r != row][:most]
                 items = [{"item_id": item.item_id, "title": item.title, "similarity": cosine} for item, cosine in others]
-                tokens.append({"slot": slot, "nearest": items})
-            described.append({"item_id": None if row is None else self.catalog[row].item_id, "tokens": tokens})
+                shown.append({"slot": slot, "nearest": items})
+            described.append({"item_id": None if row is None else self.catalog[row].item_id, "tokens": shown})
         return described
 
     @torch.inference_mode()
     def usual(self, model: SETRecModel, history: Lines | History) -> list[float]:
         """What each token adds to the score of an average item of the catalogue. Shape: -> (Q,)."""
         generated = model(**self([self.read(history)[-self.max_items :]]).to(model.device)).tokens[:, 0]
-        pool = self._spread(AVERAGE_POOL)
+        pool = spread(len(self.catalog), AVERAGE_POOL)
         features = {name: values[pool][None].to(model.device) for name, values in self.features.items()}
         return model.contributions(generated, **features)[0].mean(0).tolist()
-
-    def _spread(self, most: int) -> torch.Tensor:
-        """Rows that are evenly spread over the catalogue. Shape: -> (n,)."""
-        return torch.linspace(0, len(self.catalog) - 1, min(most, len(self.catalog)), dtype=torch.float64).long().unique()
-
-    def _tokens(self, model: SETRecModel, rows: Sequence[int] | np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Shape: K rows -> (K, Q, D)."""
-        places = torch.as_tensor(rows, dtype=torch.long)
-        return model.tokenize(*(self.features[name][places].to(model.device) for name in ("semantic", "cf") if name in self.features))
-
-    def _nearest(self, model: SETRecModel, tokens: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows and cosines of the items nearest to each token, in its own slot. Shape: (K, Q, D) -> (K, Q, n) twice."""
-        pool = self._spread(LABEL_POOL)
-        around = self._tokens(model, pool)
-        centre = around.mean(0)
-        around, tokens = F.normalize(around - centre, dim=-1), F.normalize(tokens - centre, dim=-1)
-        found = torch.einsum("kqd,pqd->kqp", tokens, around).topk(min(most, len(pool)), dim=-1)
-        return pool[found.indices.cpu()], found.values
 
     # Folders
 

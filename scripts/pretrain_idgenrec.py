@@ -5,7 +5,7 @@
 
 Test domains are not read but for their user ids, which are left out of the training domains. The checkpoint carries the sample shop's
 catalogue, never that of a training domain. Every phase resumes with --resume. Where training does not better the validation domain, the
-untrained recommender is released, which recommends by the words that it copies (`IDGenRecProcessor.copy_bias`).
+untrained recommender is released, which recommends by the words that it copies (`genrec_hub.copying`).
 Several processes share the work and end with what one would have; --batch is that of each of them.
 """
 

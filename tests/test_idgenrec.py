@@ -10,6 +10,7 @@ import genrec_hub
 from genrec_hub.beam_search import score_all
 from genrec_hub.catalog import Catalog, Item
 from genrec_hub.configuration_idgenrec import IDGenRecConfig
+from genrec_hub.copying import flat_tokens, promising
 from genrec_hub.modeling_idgenrec import IDGenRecModel, continuation_logits
 from genrec_hub.pipeline import TASK, RecommendationPipeline
 from genrec_hub.processing_idgenrec import IDGenRecProcessor
@@ -192,11 +193,12 @@ def test_the_shortlist_holds_what_the_copied_words_promise(tiny_idgenrec, id_pro
     promised = quiet.score(inputs, processor.trie)[0]
     promised[history] = -torch.inf
     open_ = torch.ones(1, size, dtype=torch.bool)
+    flat = flat_tokens(processor._tokens)
     open_[0, history] = False
-    best = processor.promising(inputs["bias"], 12, penalty, open_)[0]
+    best = promising(flat, inputs["bias"], 12, penalty, open_)[0]
     assert int(best.sum()) == 12
     assert float(promised[best].min()) >= float(promised[~best].max()) - 1e-4
-    assert int(processor.promising(inputs["bias"], size, penalty, open_).sum()) == size - 3, "what may not come is not promising"
+    assert int(promising(flat, inputs["bias"], size, penalty, open_).sum()) == size - 3, "what may not come is not promising"
 
     processor.shortlist = 12
     scores = processor.score(model, [np.array(history)])[0]

@@ -14,6 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoConfig, AutoModel, AutoProcessor, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
+from genrec_hub import processing_setrec
 from genrec_hub.catalog import Catalog, Item
 from genrec_hub.configuration_setrec import SETRecConfig
 from genrec_hub.domain import Domain, Sequences
@@ -670,8 +671,8 @@ def test_identifiers_of_a_catalogue(tiny_setrec, processor):
 
 
 def test_labels_are_made_once_for_the_same_weights(tiny_setrec, processor, monkeypatch):
-    made, real = [], type(processor)._label
-    monkeypatch.setattr(type(processor), "_label", lambda self, model, rows: made.extend(rows) or real(self, model, rows))
+    made, real = [], processing_setrec.labels_of
+    monkeypatch.setattr(processing_setrec, "labels_of", lambda *given: made.extend(given[-1]) or real(*given))
     model, other = tiny_setrec(), tiny_setrec(seed=1)
     first = processor.label_tokens(model, [3, 8], None)
     assert [entry["identifier"]["tokens"] for entry in processor.identify(model)][3:9:5] == first
