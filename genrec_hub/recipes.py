@@ -129,6 +129,7 @@ def train_setrec(
     crowding: float = 0.0,
     guess_cf: float = 0.0,
     cold_share: float = 0.0,
+    keep: float = 0.0,
     **config: Any,
 ) -> dict[str, Any]:
     """Trains a SETRec on a domain and saves it with its catalogue.
@@ -150,6 +151,8 @@ def train_setrec(
         guess_cf: predict the CF vectors of items without interactions from their text, this many times as long as the known ones,
             instead of leaving that slot out (0).
         cold_share: share of the items that every step sees as if they had no interactions, so that items without any are recommended well.
+        keep: share of the untrained weights in the finished ones: what a model knows of texts before its first step carries over to items
+            that nobody has bought, what it learns carries over less (WiSE-FT, Wortsman et al. 2022).
         **config: of `SETRecConfig`; with a backbone, `attn_implementation` too.
 
     Returns:
@@ -221,7 +224,14 @@ def train_setrec(
         cold=processor.cold_features() if cf and cold_share else None,
         cold_share=cold_share,
     )
-    report = finish(trainer, output, chosen, resume, lambda: {"beta": trainer.choose_beta(), **circumstances(domain, backbone)})
+    first = {name: values.detach().clone() for name, values in model.state_dict().items()} if keep else {}
+
+    def after() -> dict[str, Any]:
+        if keep:
+            model.load_state_dict({name: values.lerp(first[name], keep) for name, values in model.state_dict().items()})
+        return {"beta": trainer.choose_beta(), **circumstances(domain, backbone)}
+
+    report = finish(trainer, output, chosen, resume, after)
     if trainer.is_world_process_zero():
         processor.save_pretrained(output)
     trainer.accelerator.wait_for_everyone()
