@@ -4,11 +4,13 @@
 loaded at its first use, which `launch` brings forward in a background thread.
 """
 
+import ctypes
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from threading import Thread
-from typing import Literal, cast
+from typing import Final, Literal, cast
 
 import gradio as gr
 from gradio.utils import get_space
@@ -25,6 +27,9 @@ from .demo_texts import ABOUT, API_HELP, model_card, snippets
 from .demo_theme import SCRIPT, STYLES, theme
 from .demo_uploads import MAX_BYTES
 
+M_ARENA_MAX: Final = -8
+"""What malloc.h calls the setting for how many heaps there may be."""
+
 
 def launch(models: Loaders | str | None = None, **options: object) -> tuple[object, str, str]:
     """Builds the demo, serves it, and loads the models ahead of the first question.
@@ -36,6 +41,7 @@ def launch(models: Loaders | str | None = None, **options: object) -> tuple[obje
     Returns:
         What `gr.Blocks.launch` returns: the app, its local address, its public address.
     """
+    share_heaps()
     lazy = lazy_models({models: partial(open_model, models)} if isinstance(models, str) else models)
     demo = build_demo(lazy)
     demo.queue(default_concurrency_limit=4, max_size=200)
@@ -56,6 +62,17 @@ def launch(models: Loaders | str | None = None, **options: object) -> tuple[obje
     if not options.get("prevent_thread_lock"):
         demo.block_thread()
     return cast(tuple[object, str, str], served)
+
+
+def share_heaps() -> None:
+    """Has all threads allocate from two heaps; a C library other than glibc is left alone.
+
+    glibc gives threads heaps of their own, up to eight a core, and what torch frees stays with the heap it came from. A server's threads
+    come and go: it grew by 300 MB in three minutes while what it held stayed the same.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_ARENA_MAX, 2)  # type: ignore[union-attr]
 
 
 def build_demo(models: Loaders | None = None) -> gr.Blocks:

@@ -1,7 +1,10 @@
 """The demo's named endpoints, as programs and agents call them."""
 
 import json
+import platform
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -161,6 +164,33 @@ def test_a_model_is_loaded_once_and_only_when_needed() -> None:
     calls = []
     demo.build_demo({"m": lambda: calls.append(1)})  # type: ignore[func-returns-value, arg-type, return-value, dict-item]
     assert not calls
+
+
+HEAPS = """
+import ctypes, sys, threading
+from genrec_hub.demo import share_heaps
+share_heaps()
+together, library = threading.Barrier(17), ctypes.CDLL(None)
+def work():
+    together.wait()
+    library.malloc(5000)
+    together.wait()
+threads = [threading.Thread(target=work) for _ in range(16)]
+for thread in threads: thread.start()
+together.wait(), together.wait()
+library.open_memstream.restype = ctypes.c_void_p
+text, size = ctypes.c_char_p(), ctypes.c_size_t()
+stream = ctypes.c_void_p(library.open_memstream(ctypes.byref(text), ctypes.byref(size)))
+library.malloc_info(0, stream), library.fclose(stream)
+print(text.value.decode().count("<heap nr"))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_threads_share_two_heaps() -> None:
+    """What short-lived threads free would otherwise stay with up to eight heaps a core, and a busy server would grow for minutes."""
+    out = subprocess.run([sys.executable, "-c", HEAPS], capture_output=True, text=True, check=True).stdout
+    assert int(out) == 2
 
 
 def test_agents_get_described_tools(url: str) -> None:
