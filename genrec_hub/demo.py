@@ -4,13 +4,11 @@
 loaded at its first use, which `launch` brings forward in a background thread.
 """
 
-import ctypes
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from threading import Thread
-from typing import Final, Literal, cast
+from typing import Literal, cast
 
 import gradio as gr
 from gradio.utils import get_space
@@ -19,6 +17,7 @@ from . import demo_cards as cards
 from .demo_catalogue import CatalogueTab
 from .demo_compare import compare_tab
 from .demo_endpoints import endpoints
+from .demo_heaps import share_heaps
 from .demo_learn import learn_tab
 from .demo_models import PRETRAINED, Lazy, Loaders, lazy_models, open_model, warm_up
 from .demo_panel import html
@@ -26,9 +25,6 @@ from .demo_recommend import recommend_tab
 from .demo_texts import ABOUT, API_HELP, model_card, snippets
 from .demo_theme import SCRIPT, STYLES, theme
 from .demo_uploads import MAX_BYTES
-
-M_ARENA_MAX: Final = -8
-"""What malloc.h calls the setting for how many heaps there may be."""
 
 
 def launch(models: Loaders | str | None = None, **options: object) -> tuple[object, str, str]:
@@ -62,17 +58,6 @@ def launch(models: Loaders | str | None = None, **options: object) -> tuple[obje
     if not options.get("prevent_thread_lock"):
         demo.block_thread()
     return cast(tuple[object, str, str], served)
-
-
-def share_heaps() -> None:
-    """Has all threads allocate from two heaps; a C library other than glibc is left alone.
-
-    glibc gives threads heaps of their own, up to eight a core, and what torch frees stays with the heap it came from. A server's threads
-    come and go: it grew by 300 MB in three minutes while what it held stayed the same.
-    """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(library, "mallopt"):
-        library.mallopt(M_ARENA_MAX, 2)  # type: ignore[union-attr]
 
 
 def build_demo(models: Loaders | None = None) -> gr.Blocks:
@@ -110,7 +95,7 @@ def _api_tab(tab: gr.Tab, model: str) -> None:
         ("Python, against this server", "python"),
         ("curl, against this server", "shell"),
         ("Python, on your own machine", "python"),
-        ("MCP configuration: gives an agent the tools recommend, identify and search", "json"),
+        ("MCP configuration, for agents", "json"),
     ]
     blocks = [gr.Code(snippet, language=kind, label=label, interactive=False, wrap_lines=True, show_line_numbers=False)
               for (label, kind), snippet in zip(languages, snippets("http://127.0.0.1:7860/", model), strict=True)]  # fmt: skip

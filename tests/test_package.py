@@ -17,8 +17,8 @@ static_encoder semantic spelling trie own_words decoding beam_search phrases ide
 configuration_sasrec modeling_sasrec configuration_setrec modeling_setrec processing_setrec
 prompts configuration_idgenrec modeling_idgenrec processing_idgenrec
 pipeline training recipes training_idgenrec recipes_idgenrec finetuning baselines evaluation cards hub cli __main__
-demo_texts demo_theme demo_uploads demo_tables demo_cards demo_details demo_pictures demo_gpu demo_models demo_requests demo_endpoints
-demo_panel demo_indexing demo_downloads demo_recommend demo_catalogue demo_compare demo_learn demo
+demo_heaps demo_texts demo_theme demo_uploads demo_tables demo_cards demo_details demo_pictures demo_gpu demo_models demo_requests
+demo_endpoints demo_panel demo_indexing demo_downloads demo_recommend demo_catalogue demo_compare demo_learn demo
 """.split()  # noqa: SIM905 - one room a line would be a page
 LATE = {"cli": {"demo"}, "checkpoint": {"hub"}}
 """Further down in the list, but imported inside a function: the command line opens the demo, a model can be pushed."""
