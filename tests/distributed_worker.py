@@ -196,7 +196,7 @@ def main() -> None:
             often = {"eval_strategy": "no", "load_best_model_at_end": False}
         settings = Settings(epochs=3, batch=batch, rate=1e-3, negatives=8, seed=1)
         if sys.argv[3] == "slow-idgenrec":
-            config = {**WORDS, "writer_epochs": 2, "arguments": {**PLAIN, "save_steps": 4}}
+            config = {**WORDS, "writer_epochs": 12, "arguments": {**PLAIN, **often}}
             train_idgenrec(domain, folder / "out", settings, resume=True, **config)
         else:
             train_one(domain, folder, settings, True, often, cf=False)

@@ -207,8 +207,19 @@ def test_weights_that_are_cut_up_end_as_whole_ones(tmp_path):
 
 
 def steps_taken(folder):
-    log = (folder / "steps").read_text().split()
-    return [int(step) for step in log]
+    log = folder / "steps"
+    return [int(step) for step in log.read_text().split()] if log.is_file() else []
+
+
+def kill(run, folder, rank, step):
+    """SIGKILL to one of two processes, once that step is being taken."""
+    deadline = time.time() + 300
+    while not step <= max(steps_taken(folder)[-1:], default=0):
+        assert run.poll() is None, (folder / "log").read_text()[-3000:]
+        assert time.time() < deadline, steps_taken(folder)
+        time.sleep(0.02)
+    os.kill(int((folder / f"pid-{rank}").read_text()), signal.SIGKILL)
+    assert run.wait(timeout=300) != 0
 
 
 @pytest.fixture(scope="module")
@@ -224,11 +235,7 @@ def test_a_killed_process_costs_one_checkpoint_interval(uninterrupted, tmp_path,
     """SIGKILL in the middle of an epoch, then the same command again: the same weights, and no step before the last checkpoint twice."""
     folder = tmp_path / "killed"
     run = start(folder, 4, "slow", several=True)
-    deadline = time.time() + 300
-    while time.time() < deadline and (not (folder / "steps").is_file() or max(steps_taken(folder), default=0) < 13):
-        time.sleep(0.02)
-    os.kill(int((folder / f"pid-{rank}").read_text()), signal.SIGKILL)
-    assert run.wait(timeout=300) != 0
+    kill(run, folder, rank, 13)
     before = steps_taken(folder)
     assert 13 <= max(before) < 20
     finish(start(folder, 4, "slow", several=True), folder)
@@ -242,17 +249,14 @@ def test_a_killed_process_costs_one_checkpoint_interval(uninterrupted, tmp_path,
 
 @pytest.mark.soak
 def test_a_killed_idgenrec_ends_in_the_same_weights(tmp_path):
-    """SIGKILL once in the writer's training (6 steps an epoch) and once in the recommender's, in the middle of their second epochs."""
+    """SIGKILL once in the writer's training (12 steps) and once in the recommender's (24), in the middle of them."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     finish(start(whole, 4, "slow-idgenrec", several=True), whole)
     cut.mkdir()
     for rank, phase, step in ((0, "0-writer", 8), (1, "1-recommender", 13)):
-        run = start(cut, 4, "slow-idgenrec", several=True)
-        deadline = time.time() + 300
-        while time.time() < deadline and not ((cut / "out/checkpoints" / phase).is_dir() and steps_taken(cut)[-1] >= step):
-            time.sleep(0.02)
-        os.kill(int((cut / f"pid-{rank}").read_text()), signal.SIGKILL)
-        assert run.wait(timeout=300) != 0
+        kill(start(cut, 4, "slow-idgenrec", several=True), cut, rank, step)
+        assert (cut / "out/checkpoints" / phase).is_dir()
+        assert not (cut / "out/checkpoints" / phase / "done").is_dir()
     finish(start(cut, 4, "slow-idgenrec", several=True), cut)
     assert len(steps_taken(whole)) < len(steps_taken(cut)) <= len(steps_taken(whole)) + 2 * 5
     for number in range(2):
