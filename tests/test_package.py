@@ -12,7 +12,7 @@ import genrec_hub
 PACKAGE = Path(genrec_hub.__file__).parent
 # design.md's list of files; a module imports only from above itself.
 ORDER = """
-timing text tables titles checkpoint catalog history domain fusion downloads sources metrics processes
+timing products text tables titles checkpoint catalog history domain fusion downloads sources metrics processes
 static_encoder semantic spelling trie own_words decoding beam_search phrases identifiers set_attention grounding backbones
 configuration_sasrec modeling_sasrec configuration_setrec modeling_setrec processing_setrec
 prompts configuration_idgenrec modeling_idgenrec processing_idgenrec
