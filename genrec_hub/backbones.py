@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .products import fast_products
 from .set_attention import PrefixLayout, SetLayout
 
 SCORES = 2**26
@@ -55,12 +56,11 @@ def read_in_sequence(
     block = torch.cat([response, queries])
     sequence = torch.cat([prompt.expand(batch, -1, -1), items.flatten(1, 2), block.repeat(count, 1).expand(batch, -1, -1)], 1)
     config: Any = backbone.config
-    hidden: torch.Tensor = backbone(
-        inputs_embeds=sequence,
-        attention_mask=_for_each_kind(config, layout.additive(sequence.dtype)),
-        position_ids=layout.positions,
-        use_cache=False,
-    ).last_hidden_state
+    masks = _for_each_kind(config, layout.additive(sequence.dtype))
+    with fast_products(sequence.shape[:2].numel(), sequence.shape[2]):
+        hidden: torch.Tensor = backbone(
+            inputs_embeds=sequence, attention_mask=masks, position_ids=layout.positions, use_cache=False
+        ).last_hidden_state
     return hidden[:, -count * len(block) :].view(batch, count, len(block), -1)[:, :, len(response) :]
 
 
@@ -93,8 +93,9 @@ def read_in_encoder(
             real[:, len(prompt) : len(prompt) + own.shape[1]] = layout.token_mask[users[:, None], columns].flatten(1)
             seen = (visible & real[:, None, :]) | torch.eye(len(positions), dtype=torch.bool, device=items.device)
             mask, memory_mask = _additive(seen, items.dtype)[:, None], _additive(real, items.dtype)[:, None, None]
-        memory = run(backbone.encoder, sequence, mask, positions)
-        answers.append(run(backbone.decoder, queries.expand(rows, -1, -1), alone, together, memory, memory_mask))
+        with fast_products(sequence.shape[:2].numel(), sequence.shape[2]):
+            memory = run(backbone.encoder, sequence, mask, positions)
+            answers.append(run(backbone.decoder, queries.expand(rows, -1, -1), alone, together, memory, memory_mask))
         places.append((users, asks))
     found = torch.cat(answers)
     users, asks = (torch.cat(part) for part in zip(*places, strict=True))

@@ -1,6 +1,7 @@
 """A language model that continues many beginnings of one prompt at once, and asks the encoder once per user.
 
-Dims: B batch (users) · N columns asked at once · M columns asked so far · D hidden · W vocabulary · C some of its tokens · E states.
+Dims: B batch (users) · N columns (or states) asked at once · M columns asked so far · D hidden · W vocabulary · C some of its tokens ·
+E tokens, each after a state.
 
 A user is a row; everything generated for the user, whatever the beam, is a column of that row, and a mask says which columns are the
 ancestors of which. So the prompt (or the encoder's keys and values) exists once per user and not once per beam, and when beams are
@@ -15,6 +16,11 @@ from typing import Any
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
+from .products import fast_products
+
+_APART = 16
+"""A logit by itself costs about as much as this many of a product with the whole head."""
+
 
 def head_logits(model: Any, hidden: torch.Tensor, columns: torch.Tensor | None = None, tokens: torch.Tensor | None = None) -> torch.Tensor:
     """The logits that a language model's head makes of its last hidden states: of all tokens, of some, or of one for each state.
@@ -27,8 +33,11 @@ def head_logits(model: Any, hidden: torch.Tensor, columns: torch.Tensor | None =
     head = model.get_output_embeddings()
     if tokens is not None:
         logits = (hidden * head.weight[tokens]).sum(-1).float()
+    elif columns is not None:
+        logits = (hidden @ head.weight[columns].T).float()
     else:
-        logits = (head(hidden) if columns is None else hidden @ head.weight[columns].T).float()
+        with fast_products(hidden.shape[:-1].numel(), hidden.shape[-1]):
+            logits = head(hidden).float()
     cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else (logits / cap).tanh() * cap
 
@@ -61,6 +70,27 @@ class Decoding:
         logits = head_logits(self._model, hidden)
         return logits if self._bias is None else logits + self._bias[:, None]
 
+    def edges(
+        self, hidden: torch.Tensor, users: torch.Tensor, owners: torch.Tensor, tokens: torch.Tensor, normalized: bool
+    ) -> torch.Tensor:
+        """Logits of some tokens after each state, or their log-probabilities among the whole vocabulary.
+
+        Args:
+            hidden: (N, D) states.
+            users: (N,) whose they are.
+            owners: (E,) the state that a token follows.
+            tokens: (E,).
+            normalized: whether log-probabilities are wanted.
+
+        Shape: -> (E,), 32-bit.
+        """
+        if not normalized and len(tokens) * _APART < len(hidden) * self.words:
+            logits = head_logits(self._model, hidden[owners], tokens=tokens)
+            return logits if self._bias is None else logits + self._bias[users[owners], tokens]
+        logits = head_logits(self._model, hidden)
+        logits = logits if self._bias is None else logits + self._bias[users]
+        return (logits.log_softmax(1) if normalized else logits)[owners, tokens]
+
     def step(self, tokens: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor, keep: bool = True) -> torch.Tensor:
         """Hidden states of new columns.
 
@@ -92,7 +122,8 @@ class Decoding:
         decoder = self._model.get_decoder()
         if not hasattr(decoder, "block"):
             raise ValueError(f"{type(self._model).__name__} is an encoder-decoder unlike T5; give a T5-family or a decoder-only model.")
-        self._encoded = self._model.get_encoder()(**inputs).last_hidden_state
+        with fast_products(next(iter(inputs.values())).shape[:2].numel(), self._config.hidden_size):
+            self._encoded = self._model.get_encoder()(**inputs).last_hidden_state
         users, device = len(self._encoded), self._encoded.device
         self._encoder_mask = None if self._seen is None else _additive(self._seen.bool()[:, None], self._encoded.dtype)
         self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -123,8 +154,9 @@ class Decoding:
         )
         bias = attention.relative_attention_bias(buckets).permute(2, 0, 1)[None]
         cross = None
-        for block in decoder.block:
-            hidden, _, cross = block(hidden, mask, bias, self._encoded, self._encoder_mask, cross, past_key_values=cache)
+        with fast_products(tokens.numel(), self._config.hidden_size):
+            for block in decoder.block:
+                hidden, _, cross = block(hidden, mask, bias, self._encoded, self._encoder_mask, cross, past_key_values=cache)
         return decoder.final_layer_norm(hidden)
 
     # Rotary positions (decoder-only): the model itself with our own positions and mask
@@ -153,7 +185,8 @@ class Decoding:
 
     def _forward(self, named: dict[str, torch.Tensor], positions: torch.Tensor, masks: Any, cache: Any) -> torch.Tensor:
         body = self._model.get_decoder()
-        return body(**named, position_ids=positions, attention_mask=masks, past_key_values=cache, use_cache=True).last_hidden_state
+        with fast_products(positions.numel(), self._config.hidden_size):
+            return body(**named, position_ids=positions, attention_mask=masks, past_key_values=cache, use_cache=True).last_hidden_state
 
     def _masks(self, seen: torch.Tensor, positions: torch.Tensor, keys: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """One mask, or one per kind of layer where some look back only so far.

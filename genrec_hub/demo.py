@@ -17,6 +17,7 @@ from . import demo_cards as cards
 from .demo_catalogue import CatalogueTab
 from .demo_compare import compare_tab
 from .demo_endpoints import endpoints
+from .demo_heaps import share_heaps
 from .demo_learn import learn_tab
 from .demo_models import PRETRAINED, Lazy, Loaders, lazy_models, open_model, warm_up
 from .demo_panel import html
@@ -36,6 +37,7 @@ def launch(models: Loaders | str | None = None, **options: object) -> tuple[obje
     Returns:
         What `gr.Blocks.launch` returns: the app, its local address, its public address.
     """
+    share_heaps()
     lazy = lazy_models({models: partial(open_model, models)} if isinstance(models, str) else models)
     demo = build_demo(lazy)
     demo.queue(default_concurrency_limit=4, max_size=200)
@@ -93,7 +95,7 @@ def _api_tab(tab: gr.Tab, model: str) -> None:
         ("Python, against this server", "python"),
         ("curl, against this server", "shell"),
         ("Python, on your own machine", "python"),
-        ("MCP configuration: gives an agent the tools recommend, identify and search", "json"),
+        ("MCP configuration, for agents", "json"),
     ]
     blocks = [gr.Code(snippet, language=kind, label=label, interactive=False, wrap_lines=True, show_line_numbers=False)
               for (label, kind), snippet in zip(languages, snippets("http://127.0.0.1:7860/", model), strict=True)]  # fmt: skip

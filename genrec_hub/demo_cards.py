@@ -286,11 +286,22 @@ def _reason(because: BecauseFields | None) -> str:
     return f'<p class="gh-because">because you had <q dir="auto">{had}</q> <span>{because["share"]:.0%}</span></p>'
 
 
+def named(slot: str) -> str:
+    """What a visitor calls a slot of a set: `sem3` is "text token 3", `cf` is "behaviour token"."""
+    number = slot.removeprefix("sem")
+    return "behaviour token" if slot == "cf" else f"text token {number}" if number.isdigit() else slot
+
+
+def signed(share: float) -> str:
+    """A share in whole per cent, which may be below nothing."""
+    return f"{round(100 * share)}%"
+
+
 def _chip(token: TokenFields, added: str, share: float, slot: int) -> str:
-    tip = f"{token['slot']}: “{token['label']}” adds {added}"
+    tip = f"{named(token['slot'])}: “{token['label']}” adds {added}"
     return (
         f'<li class="gh-token gh-c{slot % COLOURS}" data-tip="{escape(tip)}" aria-label="{escape(tip)}">'
-        f'<span dir="auto">{escape(token["label"] or token["slot"])}</span><b>{share:.0%}</b></li>'
+        f'<span dir="auto">{escape(token["label"] or named(token["slot"]))}</span><b>{signed(share)}</b></li>'
     )
 
 

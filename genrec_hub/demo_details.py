@@ -5,7 +5,7 @@ from html import escape
 from math import exp
 from typing import Any, Final
 
-from .demo_cards import COLOURS, BeamFields, RecommendationFields, marked, percent
+from .demo_cards import COLOURS, BeamFields, RecommendationFields, marked, named, percent
 
 STAGES: Final = {
     "read": "read the history",
@@ -40,7 +40,7 @@ def nearest(described: Sequence[Mapping[str, Any]], recommendations: Sequence[Re
     known = {card["item"]["item_id"]: card for card in recommendations}
     parts = [
         "<h3>What the model generated</h3>"
-        "<p>One token per slot. It has no words of its own: these are the items whose tokens lie nearest.</p>"
+        "<p>A set of tokens. None has words of its own: these are the items whose tokens lie nearest, with their similarity.</p>"
     ]
     for entry in described:
         slots = "".join(_slot(number, token, known.get(entry["item_id"])) for number, token in enumerate(entry["tokens"]))
@@ -57,12 +57,12 @@ def nearest(described: Sequence[Mapping[str, Any]], recommendations: Sequence[Re
 
 
 def _slot(number: int, token: Mapping[str, Any], card: RecommendationFields | None) -> str:
-    label = str(token["slot"])
+    label = named(str(token["slot"]))
     own = card["identifier"].get("tokens", []) if card else []
     if number < len(own):
         this = own[number]
         if isinstance(this, dict):
-            label = f"{token['slot']}: {this['label']}"
+            label = f"{label}: {this['label']}"
     items = "".join(f'<li dir="auto">{escape(item["title"])} <b>{item["similarity"]:.2f}</b></li>' for item in token["nearest"])
     return f'<div class="gh-c{number % COLOURS}"><h4 dir="auto">{escape(label)}</h4><ol>{items}</ol></div>'
 

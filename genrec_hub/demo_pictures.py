@@ -10,13 +10,13 @@ from .demo_cards import COLOURS, RecommendationFields, stem
 CELL: Final = 15
 LETTER: Final = 7.2
 """Width of a letter of the pictures' font at 13 px, about."""
+STEP: Final = 40
+"""From the end of a branch to the beginning of those below it."""
 
 
 def _svg(width: float, height: float, said: str, body: str, classes: str = "") -> str:
-    return (
-        f'<svg class="gh-svg {classes}" viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width:.0f}px" role="img" '
-        f'aria-label="{escape(said)}">{body}</svg>'
-    )
+    size = f'viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width:.0f}px;--wide:{width:.0f}px"'
+    return f'<svg class="gh-svg {classes}" {size} role="img" aria-label="{escape(said)}">{body}</svg>'
 
 
 def attention_mask(visible: Sequence[Sequence[bool]], groups: Sequence[int], names: Sequence[str], said: str) -> str:
@@ -88,17 +88,12 @@ def prefix_tree(recommendations: Sequence[RecommendationFields], said: Collectio
             branch = branch.below.setdefault(word, _Branch([word]))
         branch.ends.append(card)
     _join(root)
-    depths: dict[int, float] = {}
-    _measure(root, 0, depths)
-    columns, x = {}, 16.0
-    for depth in sorted(depths):
-        columns[depth] = x
-        x += depths[depth] * LETTER + 44
     parts: list[str] = []
-    count = _draw(root, 0, 0, columns, x, said, parts)
+    ends_at = _reach(root, 16) + 36
+    count = _draw(root, 16, 0, ends_at, said, parts)
     height = 30.0 * max(count, 1) + 10
     titles = "; ".join(f"{card['identifier']['text']} is {card['item']['title']}" for card in recommendations)
-    return _svg(x + 330, height, f"Prefix tree of {len(recommendations)} identifiers: {titles}", "".join(parts))
+    return _svg(ends_at + 360, height, f"Prefix tree of {len(recommendations)} identifiers: {titles}", "".join(parts))
 
 
 def _join(branch: _Branch) -> None:
@@ -110,15 +105,15 @@ def _join(branch: _Branch) -> None:
         _join(one)
 
 
-def _measure(branch: _Branch, depth: int, depths: dict[int, float]) -> None:
-    depths[depth] = max(depths.get(depth, 0), len(" ".join(branch.words)))
-    for one in branch.below.values():
-        _measure(one, depth + 1, depths)
+def _reach(branch: _Branch, x: float) -> float:
+    """Where the words of a branch that begins at `x`, and of all below it, end."""
+    out = x + len(" ".join(branch.words)) * LETTER + 8
+    return max([out, *(_reach(one, out + STEP) for one in branch.below.values())])
 
 
-def _draw(branch: _Branch, depth: int, row: int, columns: dict[int, float], ends_at: float, said: Collection[str], parts: list[str]) -> int:
+def _draw(branch: _Branch, x: float, row: int, ends_at: float, said: Collection[str], parts: list[str]) -> int:
     """Draws a branch from `row` on and returns the first row that is free."""
-    start, x = row, columns[depth]
+    start = row
     y = _height(start)
     label = "".join(f'<tspan class="{"gh-shared" if stem(word) in said else ""}">{escape(word)} </tspan>' for word in branch.words)
     parts.append(f'<text x="{x}" y="{y + 4}">{label}</text>' if label else f'<circle class="gh-c0" cx="{x}" cy="{y}" r="5"/>')
@@ -131,9 +126,9 @@ def _draw(branch: _Branch, depth: int, row: int, columns: dict[int, float], ends
         row += 1
     for one in branch.below.values():
         to = _height(row)
-        at = columns[depth + 1] - 6
+        at = out + STEP - 6
         parts.append(f'<path class="gh-edge" d="M{out} {y} C {out + 16} {y}, {at - 16} {to}, {at} {to}"/>')
-        row = _draw(one, depth + 1, row, columns, ends_at, said, parts)
+        row = _draw(one, out + STEP, row, ends_at, said, parts)
     return max(row, start + 1)
 
 

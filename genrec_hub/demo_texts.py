@@ -55,7 +55,8 @@ some item's identifier continues with: it walks a **prefix tree**, so it never i
 
 LEARN_TREE: Final = "The identifiers of your results as a tree; words shared with your history are marked."
 
-API_HELP: Final = "The same answers for programs. Three named endpoints, typed JSON, one clear sentence on bad input."
+API_HELP: Final = """The same answers for programs and agents: the endpoints, and tools, `recommend`, `search` and `identify`; typed JSON,
+one clear sentence on bad input."""
 
 ABOUT: Final = """### What this is
 `genrec_hub` brings generative recommenders to the Hugging Face ecosystem.

@@ -121,7 +121,8 @@ def put_beams(table: Table, size: str, rounds: int) -> None:
     free = f"constrained {ms(spent['ours'])}, free {ms(spent['free'])}"
     table.put(f"constrained_overhead_{size}", spent["ours"] / spent["free"], free)
     if size != "1m":
-        note = f"ours {ms(spent['ours'])}, generate() with a prefix function {ms(spent['hugging_face'])}, the same items for every user"
+        note = f"ours {ms(spent['ours'])} ({ms(spent['mkl'])} = {spent['mkl'] / spent['hugging_face']:.2f} x without oneDNN), "
+        note += f"generate() with a prefix function {ms(spent['hugging_face'])}, the same items for every user"
         table.put(f"beam_vs_hf_{size}", spent["ours"] / spent["hugging_face"], note)
     if size == "12k":
         table.put("beam_vs_forward", spent["ours"] / spent["bare"], f"the same forwards without selection {ms(spent['bare'])}")
@@ -131,7 +132,8 @@ def put_one_shot(table: Table, size: str, rounds: int) -> None:
     """One pass and grounding at one catalogue size."""
     spent = one_shot.against_beams(SIZES[size], rounds)
     ours = spent["our_beams"] / spent["one_shot"]
-    note = f"one-shot {ms(spent['one_shot'])}, generate() {ms(spent['hugging_face'])}; against our beams {ours:.1f} x"
+    note = f"one-shot {ms(spent['one_shot'])} ({ms(spent['mkl'])}, {spent['hugging_face'] / spent['mkl']:.1f} x without oneDNN), "
+    note += f"generate() {ms(spent['hugging_face'])}; against our beams {ours:.1f} x"
     table.put(f"oneshot_vs_hf_beam_{size}", spent["hugging_face"] / spent["one_shot"], note)
     if size == "12k":
         table.put("oneshot_vs_encoder", spent["one_shot"] / spent["encoder"], f"the encoder alone {ms(spent['encoder'])}")

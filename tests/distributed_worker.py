@@ -1,17 +1,20 @@
 """What test_distributed.py runs, alone or under torchrun: both recipes, then everything that a checkpoint is asked for.
 
-python tests/distributed_worker.py FOLDER BATCH [idgenrec | scripts | cut | slow | slow-idgenrec | apart]
+python tests/distributed_worker.py FOLDER BATCH setrec idgenrec scripts commands     # any of them, one after the other
+python tests/distributed_worker.py FOLDER BATCH cut | slow | slow-idgenrec | apart
 
-idgenrec: all phases of IDGenRec instead of SETRec. scripts: the two pretraining scripts. cut: SETRec on a tiny Qwen2, whose weights
-`accelerate launch --config_file configs/fsdp.yaml` cuts up. slow: SETRec alone, every step noted and drawn
-out, a checkpoint every 4 steps, resumed where there is one; slow-idgenrec: the same of a generator and a recommender of IDs. apart:
-gradients stay apart.
+setrec: SASRec and SETRec. idgenrec: all phases of IDGenRec. scripts: the two pretraining scripts. commands: `genrec train` and
+`genrec evaluate`. cut: SETRec on a tiny Qwen2, whose weights `accelerate launch --config_file configs/fsdp.yaml` cuts up. slow: SETRec
+alone, every step noted and drawn out, a checkpoint every 4 steps, resumed where there is one; slow-idgenrec: the same of a generator and
+a recommender of IDs. apart: gradients stay apart.
 """
 
 import json
 import os
 import sys
 import time
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -26,6 +29,7 @@ import pretrain_setrec
 from prepare_data import synthetic_domain
 
 from genrec_hub import processes
+from genrec_hub.cli import app
 from genrec_hub.evaluation import evaluate
 from genrec_hub.grounding import top_k_of_shares
 from genrec_hub.modeling_sasrec import SASRecModel
@@ -102,6 +106,19 @@ def ask(domain, setrec: SETRecModel, folder: Path) -> tuple[dict[str, torch.Tens
     return {"index": index.contiguous(), "scores": scores, "rows": rows}, {"answers": answers, "evaluation": told}
 
 
+def sets(folder: Path, batch: int) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+    """SASRec and SETRec, then everything that their checkpoint is asked for."""
+    NextItemTrainer.positions = 20  # batches in several parts, not equally many in every process
+    domain = synthetic_domain(USERS, ITEMS, 0)
+    settings = Settings(epochs=2, batch=batch, rate=1e-3, negatives=8, seed=1)
+    train_sasrec(domain, folder / "cf", settings, dropout=0.0, hidden_size=16)
+    train_one(domain, folder, settings, sasrec=folder / "cf")
+    sasrec, setrec = SASRecModel.from_pretrained(folder / "cf"), SETRecModel.from_pretrained(folder / "setrec").eval()
+    tensors, told = ask(domain, setrec, folder)
+    trained = (("sasrec", sasrec), ("setrec", setrec))
+    return tensors | {f"{name}.{key}": value for name, model in trained for key, value in model.state_dict().items()}, told
+
+
 def words(folder: Path, batch: int) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
     """All phases of IDGenRec, then IDs for another catalogue, recommendations and evaluation."""
     IDGenRecTrainer.positions = 24  # batches in several parts, not equally many in every process
@@ -151,6 +168,27 @@ def scripts(folder: Path, batch: int) -> tuple[dict[str, torch.Tensor], dict[str
     return weights, told
 
 
+def commands(folder: Path, batch: int) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+    """What two commands write to stdout; the first process's answer is the only one."""
+    domain = synthetic_domain(30, 25, 0)
+    if processes.first():
+        domain.save(folder)
+    processes.wait()
+    files = [f"--{name}={folder / name}.parquet" for name in ("items", "interactions")]
+    cf = folder / "cf"
+    lines = (
+        ["train", "sasrec", *files, "--epochs=1", "--negatives=0", f"--output={cf}", f"--batch={batch}"],
+        ["evaluate", *files, "--model=none", f"--sasrec={cf}"],
+    )
+    told = {}
+    for line in lines:
+        with redirect_stdout(StringIO()) as written:
+            app([*line, "--json"], standalone_mode=False)
+        assert processes.first() == bool(written.getvalue())
+        told[line[0]] = processes.told(json.loads(written.getvalue() or "null"))
+    return {}, told
+
+
 def cut(folder: Path, batch: int) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
     """SETRec on a Qwen2; several processes are taken for GPUs, since accelerate cuts weights up for those alone."""
     tiny = Qwen2Config(vocab_size=1, hidden_size=32, intermediate_size=64, num_attention_heads=2, num_key_value_heads=2)
@@ -171,6 +209,21 @@ def cut(folder: Path, batch: int) -> tuple[dict[str, torch.Tensor], dict[str, ob
     return weights, {"validation": report["validation"], "curve": report["curve"], "parameters": report["parameters"], "kinds": list(kinds)}
 
 
+def fragile(folder: Path, batch: int, mode: str) -> dict[str, torch.Tensor]:
+    """Trains, from a checkpoint where there is one, and returns the weights as they are in this process."""
+    NextItemTrainer.positions = 20
+    domain, live = synthetic_domain(USERS, ITEMS, 0), watched(folder, mode)
+    often = {"save_steps": 4, "eval_steps": 4}
+    if mode == "apart":  # the best checkpoint would make them one again
+        often = {"eval_strategy": "no", "load_best_model_at_end": False}
+    settings = Settings(epochs=3, batch=batch, rate=1e-3, negatives=8, seed=1)
+    if mode == "slow-idgenrec":
+        train_idgenrec(domain, folder / "out", settings, resume=True, **{**WORDS, "writer_epochs": 12, "arguments": {**PLAIN, **often}})
+    else:
+        train_one(domain, folder, settings, True, often, cf=False)
+    return {f"live.{name}": values.detach().clone() for name, values in live[0].state_dict().items()}
+
+
 def main() -> None:
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
@@ -180,40 +233,17 @@ def main() -> None:
     torch.set_num_threads(1)
     processes.join()
     assert processes.count() == expected
-    made = {"idgenrec": words, "scripts": scripts, "cut": cut}.get("".join(sys.argv[3:]))
-    if made is not None:
-        tensors, told = made(folder, batch)
-        save_file({name: values.contiguous() for name, values in tensors.items()}, folder / f"result-{processes.number()}.safetensors")
-        (folder / f"result-{processes.number()}.json").write_text(json.dumps({**told, "processes": processes.count()}))
-        return
-    domain = synthetic_domain(USERS, ITEMS, 0)
-    NextItemTrainer.positions = 20  # batches in several parts, not equally many in every process
-    if len(sys.argv) > 3:
-        (folder / f"pid-{processes.number()}").write_text(str(os.getpid()))
-        live = watched(folder, sys.argv[3])
-        often = {"save_steps": 4, "eval_steps": 4}
-        if sys.argv[3] == "apart":  # the best checkpoint would make them one again
-            often = {"eval_strategy": "no", "load_best_model_at_end": False}
-        settings = Settings(epochs=3, batch=batch, rate=1e-3, negatives=8, seed=1)
-        if sys.argv[3] == "slow-idgenrec":
-            config = {**WORDS, "writer_epochs": 2, "arguments": {**PLAIN, "save_steps": 4}}
-            train_idgenrec(domain, folder / "out", settings, resume=True, **config)
+    parts = {"setrec": sets, "idgenrec": words, "scripts": scripts, "commands": commands, "cut": cut}
+    for part in sys.argv[3:]:
+        own = folder / part
+        if part in parts:
+            tensors, told = parts[part](own, batch)
         else:
-            train_one(domain, folder, settings, True, often, cf=False)
-        weights = {f"live.{name}": values.detach().clone() for name, values in live[0].state_dict().items()}
-        save_file(weights, folder / f"result-{processes.number()}.safetensors")
-        (folder / f"result-{processes.number()}.json").write_text("{}")
-        return
-    settings = Settings(epochs=2, batch=batch, rate=1e-3, negatives=8, seed=1)
-    train_sasrec(domain, folder / "cf", settings, dropout=0.0, hidden_size=16)
-    train_one(domain, folder, settings, sasrec=folder / "cf")
-    sasrec, setrec = SASRecModel.from_pretrained(folder / "cf"), SETRecModel.from_pretrained(folder / "setrec").eval()
-    tensors, told = ask(domain, setrec, folder)
-    weights = {
-        f"{name}.{key}": value for name, model in (("sasrec", sasrec), ("setrec", setrec)) for key, value in model.state_dict().items()
-    }
-    save_file({**weights, **tensors}, folder / f"result-{processes.number()}.safetensors")
-    (folder / f"result-{processes.number()}.json").write_text(json.dumps({**told, "processes": processes.count()}))
+            (folder / f"pid-{processes.number()}").write_text(str(os.getpid()))
+            tensors, told = fragile(folder, batch, part), {}
+        own.mkdir(exist_ok=True)
+        save_file({name: values.contiguous() for name, values in tensors.items()}, own / f"result-{processes.number()}.safetensors")
+        (own / f"result-{processes.number()}.json").write_text(json.dumps({**told, "processes": processes.count()}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Pieces of the demo that need neither server nor browser."""
 
 import re
+import subprocess
+import sys
 import threading
 import time
 import xml.etree.ElementTree as ET
@@ -361,3 +363,13 @@ def test_nothing_typed_is_cached_on_disk(tmp_path, monkeypatch: pytest.MonkeyPat
     pipe("a secret that nobody else knows", top_k=1)
     pipe.with_catalog(Catalog.from_file(SHOP)[:3])("more of it", top_k=1)
     assert not list(tmp_path.rglob("*"))
+
+
+def test_the_first_answer_waits_for_no_library_it_does_not_need() -> None:
+    code = """
+import sys
+from genrec_hub.demo_models import default_models
+assert len(next(iter(default_models().values()))()("coffee\\nqwertzuiop")) == 10
+print([name for name in ("sentence_transformers", "datasets", "faiss", "peft") if name in sys.modules])
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -37,22 +37,24 @@ def start(folder, *arguments, several=False, launcher=TORCHRUN):
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
-def command(*arguments):
-    """The one answer of a command that two processes run."""
-    environment = {**os.environ, "PYTHONPATH": str(WORKER.parent.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, *TORCHRUN, "-m", "genrec_hub", *arguments, "--json"]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
-
-
 def finish(process, folder):
     assert process.wait(timeout=600) == 0, (folder / "log").read_text()[-3000:]
 
 
-def results(folder, processes):
-    tensors = [load_file(folder / f"result-{number}.safetensors") for number in range(processes)]
-    return tensors, [json.loads((folder / f"result-{number}.json").read_text()) for number in range(processes)]
+def results(folder, part, processes):
+    tensors = [load_file(folder / part / f"result-{number}.safetensors") for number in range(processes)]
+    return tensors, [json.loads((folder / part / f"result-{number}.json").read_text()) for number in range(processes)]
+
+
+def compared(one, two, part):
+    """What one process says; each of two says the same, and their tensors are its tensors to 1e-5."""
+    (tensors,), (told,) = results(one, part, 1)
+    assert told.pop("processes") == 1
+    for own, tale in zip(*results(two, part, 2), strict=True):
+        assert tale.pop("processes") == 2
+        assert not tensors or far(tensors, own) < (1e-5,)
+        assert near(tale, told)
+    return tensors, told
 
 
 def far(one, other):
@@ -70,49 +72,41 @@ def near(one, other):
     return one == pytest.approx(other, abs=1e-5) if isinstance(one, float) else one == other
 
 
-def test_two_processes_are_one(tmp_path):
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Everything by one process, and by two: global batches of 8 in both. One launch each, since most of a launch is imports."""
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    parts = ("setrec", "idgenrec", "scripts")
+    alone = start(one, 8, *parts)
+    finish(start(two, 4, *parts, "commands", several=True), two)
+    finish(alone, one)
+    return one, two
+
+
+def test_two_processes_are_one(both):
     """SASRec and SETRec from the first step to the last table; 61 users in batches of 8, so the last batch has empty places."""
-    alone = start(tmp_path / "one", 8)
-    finish(start(tmp_path / "two", 4, several=True), tmp_path / "two")
-    finish(alone, tmp_path / "one")
-    (one,), (told,) = results(tmp_path / "one", 1)
-    assert told["processes"] == 1
-    assert far(one, {**one, "index": one["index"] + 1})[0] == pytest.approx(1)
-    for tensors, tale in zip(*results(tmp_path / "two", 2), strict=True):
-        assert tale["processes"] == 2
-        assert far(one, tensors) < (1e-5,)
-        assert near(tale["answers"], told["answers"])
-        assert near(tale["evaluation"], told["evaluation"])
+    tensors, told = compared(*both, "setrec")
+    assert far(tensors, {**tensors, "index": tensors["index"] + 1})[0] == pytest.approx(1)
     assert len(told["answers"]) == 9
     assert told["evaluation"]["users"] > 50
 
 
-@pytest.mark.parametrize("what", ["idgenrec", "scripts"])
-def test_two_processes_are_one_in(tmp_path, what):
-    """IDGenRec's phases, the IDs that they share out, and the pretraining scripts: 37 users, 30 texts and global batches of 8."""
-    alone = start(tmp_path / "one", 8, what)
-    finish(start(tmp_path / "two", 4, what, several=True), tmp_path / "two")
-    finish(alone, tmp_path / "one")
-    (one,), (told,) = results(tmp_path / "one", 1)
-    assert told.pop("processes") == 1
-    for tensors, tale in zip(*results(tmp_path / "two", 2), strict=True):
-        assert tale.pop("processes") == 2
-        assert far(one, tensors) < (1e-5,)
-        assert near(tale, told)
+@pytest.mark.parametrize("part", ["idgenrec", "scripts"])
+def test_two_processes_are_one_in(both, part):
+    """IDGenRec's phases, the IDs that they share out, and the pretraining scripts: 37 users, 30 texts."""
+    assert compared(*both, part)[0]
 
 
-def test_the_command_line_answers_once(tmp_path, synthetic_domain):
+def test_the_command_line_answers_once(both):
     """Two processes train, evaluate and write one answer, that of one process."""
-    domain = synthetic_domain(30, 25, 0)
-    domain.save(tmp_path)
-    files = [f"--{name}={tmp_path / name}.parquet" for name in ("items", "interactions")]
-    trained = command("train", "sasrec", *files, "--epochs=1", "--negatives=0", f"--output={tmp_path / 'cf'}", "--batch=4")
-    assert trained == json.loads((tmp_path / "cf/training.json").read_text())
-    found = command("evaluate", *files, "--model=none", f"--sasrec={tmp_path / 'cf'}")
-    alone = evaluate(None, Domain.from_folder(tmp_path), sasrec=tmp_path / "cf")
+    folder = both[1] / "commands"
+    told, same = results(both[1], "commands", 2)[1]
+    assert told == same
+    assert told["train"] == json.loads((folder / "cf/training.json").read_text())
+    alone = evaluate(None, Domain.from_folder(folder), sasrec=folder / "cf")
     for name in ("baselines", "groups", "users"):
-        assert near(found[name], json.loads(json.dumps(alone[name])))
-    assert found["baselines"]["sasrec"]["NDCG@10"] > 0
+        assert near(told["evaluate"][name], json.loads(json.dumps(alone[name])))
+    assert told["evaluate"]["baselines"]["sasrec"]["NDCG@10"] > 0
 
 
 def test_what_is_one_processs_work_is_refused(monkeypatch):
@@ -193,10 +187,10 @@ def test_weights_that_are_cut_up_end_as_whole_ones(tmp_path):
     config = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "fsdp.yaml"), "--num_processes=2", "--mixed_precision=no"]
     finish(start(tmp_path / "two", 4, "cut", several=True, launcher=config), tmp_path / "two")
     finish(start(tmp_path / "one", 8, "cut"), tmp_path / "one")
-    (one,), (told,) = results(tmp_path / "one", 1)
+    (one,), (told,) = results(tmp_path / "one", "cut", 1)
     assert told.pop("kinds") == ["Parameter"]
     assert told.pop("processes") == 1
-    for tensors, tale in zip(*results(tmp_path / "two", 2), strict=True):
+    for tensors, tale in zip(*results(tmp_path / "two", "cut", 2), strict=True):
         assert tale.pop("kinds") == ["DTensor"]
         assert tale.pop("processes") == 2
         assert far(one, tensors) < (1e-5,)
@@ -207,8 +201,19 @@ def test_weights_that_are_cut_up_end_as_whole_ones(tmp_path):
 
 
 def steps_taken(folder):
-    log = (folder / "steps").read_text().split()
-    return [int(step) for step in log]
+    log = folder / "steps"
+    return [int(step) for step in log.read_text().split()] if log.is_file() else []
+
+
+def kill(run, folder, rank, step):
+    """SIGKILL to one of two processes, once that step is being taken."""
+    deadline = time.time() + 300
+    while not step <= max(steps_taken(folder)[-1:], default=0):
+        assert run.poll() is None, (folder / "log").read_text()[-3000:]
+        assert time.time() < deadline, steps_taken(folder)
+        time.sleep(0.02)
+    os.kill(int((folder / f"pid-{rank}").read_text()), signal.SIGKILL)
+    assert run.wait(timeout=300) != 0
 
 
 @pytest.fixture(scope="module")
@@ -224,11 +229,7 @@ def test_a_killed_process_costs_one_checkpoint_interval(uninterrupted, tmp_path,
     """SIGKILL in the middle of an epoch, then the same command again: the same weights, and no step before the last checkpoint twice."""
     folder = tmp_path / "killed"
     run = start(folder, 4, "slow", several=True)
-    deadline = time.time() + 300
-    while time.time() < deadline and (not (folder / "steps").is_file() or max(steps_taken(folder), default=0) < 13):
-        time.sleep(0.02)
-    os.kill(int((folder / f"pid-{rank}").read_text()), signal.SIGKILL)
-    assert run.wait(timeout=300) != 0
+    kill(run, folder, rank, 13)
     before = steps_taken(folder)
     assert 13 <= max(before) < 20
     finish(start(folder, 4, "slow", several=True), folder)
@@ -236,27 +237,24 @@ def test_a_killed_process_costs_one_checkpoint_interval(uninterrupted, tmp_path,
     assert again[-1] == max(steps_taken(uninterrupted))
     assert max(before) - 4 <= again[0] <= max(before) + 1
     for number in range(2):
-        ones, others = (load_file(place / f"result-{number}.safetensors") for place in (uninterrupted, folder))
+        ones, others = (load_file(place / f"slow/result-{number}.safetensors") for place in (uninterrupted, folder))
         assert far(ones, others)[0] == 0.0
 
 
 @pytest.mark.soak
 def test_a_killed_idgenrec_ends_in_the_same_weights(tmp_path):
-    """SIGKILL once in the writer's training (6 steps an epoch) and once in the recommender's, in the middle of their second epochs."""
+    """SIGKILL once in the writer's training (12 steps) and once in the recommender's (24), in the middle of them."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     finish(start(whole, 4, "slow-idgenrec", several=True), whole)
     cut.mkdir()
     for rank, phase, step in ((0, "0-writer", 8), (1, "1-recommender", 13)):
-        run = start(cut, 4, "slow-idgenrec", several=True)
-        deadline = time.time() + 300
-        while time.time() < deadline and not ((cut / "out/checkpoints" / phase).is_dir() and steps_taken(cut)[-1] >= step):
-            time.sleep(0.02)
-        os.kill(int((cut / f"pid-{rank}").read_text()), signal.SIGKILL)
-        assert run.wait(timeout=300) != 0
+        kill(start(cut, 4, "slow-idgenrec", several=True), cut, rank, step)
+        assert (cut / "out/checkpoints" / phase).is_dir()
+        assert not (cut / "out/checkpoints" / phase / "done").is_dir()
     finish(start(cut, 4, "slow-idgenrec", several=True), cut)
     assert len(steps_taken(whole)) < len(steps_taken(cut)) <= len(steps_taken(whole)) + 2 * 5
     for number in range(2):
-        ones, others = (load_file(place / f"result-{number}.safetensors") for place in (whole, cut))
+        ones, others = (load_file(place / f"slow-idgenrec/result-{number}.safetensors") for place in (whole, cut))
         assert far(ones, others)[0] == 0.0
 
 
@@ -264,5 +262,5 @@ def test_a_killed_idgenrec_ends_in_the_same_weights(tmp_path):
 def test_gradients_that_are_not_averaged_are_noticed(tmp_path):
     """The other side of the equality above: without the exchange the weights of the two processes part."""
     finish(start(tmp_path / "two", 4, "apart", several=True), tmp_path / "two")
-    tensors, _ = results(tmp_path / "two", 2)
+    tensors, _ = results(tmp_path / "two", "apart", 2)
     assert far(*({name: values for name, values in own.items() if name.startswith("live.")} for own in tensors))[0] > 1e-3

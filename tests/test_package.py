@@ -12,13 +12,13 @@ import genrec_hub
 PACKAGE = Path(genrec_hub.__file__).parent
 # design.md's list of files; a module imports only from above itself.
 ORDER = """
-timing text tables titles checkpoint catalog history domain fusion downloads sources metrics processes
+timing products text tables titles checkpoint catalog history domain fusion downloads sources metrics processes
 static_encoder semantic spelling trie own_words decoding beam_search phrases identifiers set_attention grounding backbones
 configuration_sasrec modeling_sasrec configuration_setrec modeling_setrec set_labels processing_setrec
 prompts copying configuration_idgenrec modeling_idgenrec processing_idgenrec
 pipeline training recipes training_idgenrec recipes_idgenrec finetuning baselines evaluation cards hub cli __main__
-demo_texts demo_theme demo_uploads demo_tables demo_cards demo_details demo_pictures demo_gpu demo_models demo_requests demo_endpoints
-demo_panel demo_indexing demo_downloads demo_recommend demo_catalogue demo_compare demo_learn demo
+demo_heaps demo_texts demo_theme demo_uploads demo_tables demo_cards demo_details demo_pictures demo_gpu demo_models demo_requests
+demo_endpoints demo_panel demo_indexing demo_downloads demo_recommend demo_catalogue demo_compare demo_learn demo
 """.split()  # noqa: SIM905 - one room a line would be a page
 LATE = {"cli": {"demo"}, "checkpoint": {"hub"}}
 """Further down in the list, but imported inside a function: the command line opens the demo, a model can be pushed."""

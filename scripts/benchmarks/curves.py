@@ -2,10 +2,14 @@
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import T5ForConditionalGeneration
 
 from genrec_hub import SETRecConfig, SETRecModel
@@ -17,6 +21,7 @@ from .search import EOS, backbone_config, identifiers, prompts
 from .timing import interleaved
 
 Curve = dict[str, list[float]]
+MEMORY = ", MB"
 
 
 def processor() -> str:
@@ -26,12 +31,23 @@ def processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
+def peak(work: Callable[[], Any]) -> int:
+    """The most bytes that torch held at once for a piece of work, beside what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    steps = [(event.start_ns(), event.nbytes()) for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate((size for _, size in sorted(steps, key=itemgetter(0))), initial=0))
+
+
 def measured(points: Sequence[int], forms: Callable[[int], dict[str, Callable[[], Any]]], rounds: int) -> Curve:
-    """Milliseconds of each form at each point."""
+    """Milliseconds of each form at each point, and megabytes that it needs beside the model, the index and the tree."""
     found: Curve = {"at": [float(point) for point in points]}
     for point in points:
-        for name, seconds in interleaved(forms(point), rounds).items():
+        works = forms(point)
+        for name, seconds in interleaved(works, rounds).items():
             found.setdefault(name, []).append(1000 * seconds)
+        for name, work in works.items():
+            found.setdefault(name + MEMORY, []).append(peak(work) / 2**20)
     return found
 
 
@@ -59,17 +75,19 @@ def all_curves(rounds: int) -> dict[str, Curve]:
         inputs = prompts(users, length)
         return lambda: constrained_beam_search(generator, inputs, trie, kept)
 
+    kept: Curve = {"index, MB": [], "prefix tree, MB": []}
+
     def sizes(size: int) -> dict[str, Callable[[], Any]]:
-        index, queries = torch.randn(width, size).T, torch.randn(8, width)
+        index, queries, trie = torch.randn(width, size).T, torch.randn(8, width), Trie.build(identifiers(size), EOS)
+        kept["index, MB"].append(index.nbytes / 2**20)
+        kept["prefix tree, MB"].append(sum(own.nbytes for own in vars(trie).values() if isinstance(own, np.ndarray)) / 2**20)
         return {
             "grounding": lambda: top_k(queries, index, 20),
             "one-shot": one_shot(8, 25, index),
-            "beam search": beams(8, 128, 20, small if size == 12_000 else Trie.build(identifiers(size), EOS)),
+            "beam search": beams(8, 128, 20, trie),
         }
 
-    catalogue = measured((10_000, 30_000, 100_000, 300_000, 1_000_000), sizes, rounds)
-    # Numbers of 4 bytes: the index; of 8 bytes: five arrays of a tree with about six nodes an item.
-    catalogue["index, MB"] = [size * width * 4 / 2**20 for size in catalogue["at"]]
+    catalogue = measured((10_000, 30_000, 100_000, 300_000, 1_000_000), sizes, rounds) | kept
     return {
         "catalogue size": catalogue,
         "history length": measured(
@@ -98,18 +116,20 @@ def draw(folder: Path, rounds: int) -> dict[str, Any]:
     from matplotlib import pyplot
 
     start, found = time.time(), all_curves(rounds)
-    figure, places = pyplot.subplots(1, 4, figsize=(17, 4))
-    for place, (name, curve) in zip(places, found.items(), strict=True):
+    figure, places = pyplot.subplots(2, 4, figsize=(17, 8))
+    for (time_place, memory_place), (name, curve) in zip(places.T, found.items(), strict=True):
         for form, values in curve.items():
-            if form not in ("at", "index, MB"):
-                place.plot(curve["at"], values, marker="o", label=form)
-        place.set(xlabel=name, ylabel="CPU ms a batch" + (" of 8" if name != "batch" else ""), xscale="log", yscale="log")
-        if "index, MB" in curve:
-            memory = place.twinx()
-            memory.plot(curve["at"], curve["index, MB"], color="grey", linestyle=":", label="index")
-            memory.set(yscale="log", ylabel="index, MB (dotted)")
-        place.legend(fontsize=8)
-        place.grid(alpha=0.3)
+            if form != "at":
+                place = memory_place if form.endswith(MEMORY) else time_place
+                stored = form in ("index, MB", "prefix tree, MB")
+                place.plot(curve["at"], values, marker="o", linestyle=":" if stored else "-", label=form.removesuffix(MEMORY))
+        per = "" if name == "batch" else " of 8"
+        time_place.set(ylabel=f"CPU ms a batch{per}")
+        memory_place.set(ylabel=f"MB at the peak of a batch{per}" + (" (dotted: kept)" if name == "catalogue size" else ""))
+        for place in (time_place, memory_place):
+            place.set(xlabel=name, xscale="log", yscale="log")
+            place.legend(fontsize=8)
+            place.grid(alpha=0.3)
     figure.suptitle("T5 of width 256, 4 + 4 layers, one CPU thread; 128 positions, 20 beams, 12k items, batch 8 unless on the axis")
     figure.tight_layout()
     folder.mkdir(exist_ok=True)

@@ -5,13 +5,15 @@ Dims: B batch · V catalogue size.
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers import T5ForConditionalGeneration
 
-from genrec_hub import SASRecConfig, SASRecModel, SETRecConfig, SETRecModel
+from genrec_hub import SASRecConfig, SASRecModel, SETRecConfig, SETRecModel, products
 from genrec_hub.beam_search import constrained_beam_search
 from genrec_hub.grounding import top_k
+from genrec_hub.products import fast_products
 from genrec_hub.recipes import small_backbone
 from genrec_hub.trie import Trie
 
@@ -21,6 +23,8 @@ from .timing import interleaved
 
 def against_beams(size: int, rounds: int, users: int = 8, width: int = 20) -> dict[str, float]:
     """CPU seconds of the best 20 items by one pass, by generate() under a prefix function, by our beams; of the encoder alone.
+
+    The encoder multiplies as the pass does (see `products`); `mkl` is the pass with the matrix products of generate(), without oneDNN.
 
     Everything reads 128 positions with T5 of width 256 and 4 + 4 layers: three prompt tokens and 25 items of 4 + 1 tokens, or 128 words.
     """
@@ -41,7 +45,12 @@ def against_beams(size: int, rounds: int, users: int = 8, width: int = 20) -> di
 
     @torch.inference_mode()
     def encoder() -> Any:
-        return model.backbone.encoder(inputs_embeds=read)
+        with fast_products(users * 128, config.width):
+            return model.backbone.encoder(inputs_embeds=read)
+
+    def without_onednn() -> torch.Tensor:
+        with mock.patch.object(products, "_neglected", return_value=False):
+            return one_shot()
 
     @torch.inference_mode()
     def ours() -> Any:
@@ -55,7 +64,7 @@ def against_beams(size: int, rounds: int, users: int = 8, width: int = 20) -> di
 
     same_items(ours(), theirs(), trie)
     works: dict[str, Callable[[], Any]] = {"one_shot": one_shot, "encoder": encoder, "our_beams": ours, "hugging_face": theirs}
-    return interleaved(works, rounds)
+    return interleaved(works | {"mkl": without_onednn}, rounds)
 
 
 def throughput(batches: tuple[int, ...], rounds: int, size: int = 12_000, items: int = 10) -> dict[int, dict[str, float]]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from genrec_hub import beam_search
+from genrec_hub import beam_search, products
 from genrec_hub.beam_search import constrained_beam_search
 from genrec_hub.trie import Trie
 
@@ -88,9 +88,9 @@ def recorded_forwards(model: Any, inputs: Mapping[str, torch.Tensor], search: Ca
     calls: list[tuple[str, tuple[Any, ...]]] = []
 
     class Recording(beam_search.Decoding):
-        def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-            calls.append(("logits", (hidden,)))
-            return super().logits(hidden)
+        def edges(self, hidden: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+            calls.append(("logits", (hidden[None],)))
+            return super().edges(hidden, *given, **named)
 
         def step(self, *given: Any, **named: Any) -> torch.Tensor:
             calls.append(("step", given))
@@ -111,6 +111,8 @@ def recorded_forwards(model: Any, inputs: Mapping[str, torch.Tensor], search: Ca
 def beams(size: int, rounds: int, users: int = 8, width: int = 20, hugging_face: bool = True) -> dict[str, float]:
     """CPU seconds of the constrained search, the free one, the bare forwards and generate() under a prefix function.
 
+    `mkl` is the constrained search with the matrix products of generate(), without oneDNN.
+
     Raises:
         RuntimeError: when generate() and ours do not find the same items for every user.
     """
@@ -122,6 +124,10 @@ def beams(size: int, rounds: int, users: int = 8, width: int = 20, hugging_face:
     @torch.inference_mode()
     def ours() -> beam_search.Beams:
         return constrained_beam_search(model, inputs, trie, width)
+
+    def without_onednn() -> beam_search.Beams:
+        with mock.patch.object(products, "_neglected", return_value=False):
+            return ours()
 
     # As many steps as the constrained search takes.
     with mock.patch.object(beam_search.Decoding, "step", autospec=True, side_effect=beam_search.Decoding.step) as step:
@@ -142,7 +148,7 @@ def beams(size: int, rounds: int, users: int = 8, width: int = 20, hugging_face:
             )  # fmt: skip
 
         same_items(ours(), theirs(), trie)
-        works["hugging_face"] = theirs
+        works |= {"hugging_face": theirs, "mkl": without_onednn}
     return interleaved(works, rounds)
 
 
