@@ -229,7 +229,8 @@ def train_setrec(
     def after() -> dict[str, Any]:
         if keep:
             model.load_state_dict({name: values.lerp(first[name], keep) for name, values in model.state_dict().items()})
-        return {"beta": trainer.choose_beta(), **circumstances(domain, backbone)}
+        cold_scores = {"cold_score": trainer.choose_cold_score()} if model.config.cold_score else {}
+        return {"beta": trainer.choose_beta(), **cold_scores, **circumstances(domain, backbone)}
 
     report = finish(trainer, output, chosen, resume, after)
     if trainer.is_world_process_zero():

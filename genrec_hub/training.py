@@ -368,22 +368,43 @@ class SETRecTrainer(NextItemTrainer):
 
     def choose_beta(self, grid: Sequence[float] = tuple(np.round(np.arange(0, 1.01, 0.05), 2))) -> dict[float, float]:
         """Sets `config.beta` to the best of a grid by validation NDCG@10; histories are encoded once. Returns beta -> NDCG@10."""
+        means = self._validated("beta", grid)
+        if means:
+            self.model.config.beta = max(means, key=lambda beta: means[beta])
+        return means
+
+    def choose_cold_score(
+        self, cost: float = 0.05, grid: Sequence[float] = tuple(np.round(np.arange(0.05, 1.01, 0.05), 2))
+    ) -> dict[float, float]:
+        """Sets `config.cold_score` to the highest of a grid that costs at most this share of the best validation NDCG@10.
+
+        Items without interactions are rare among validation targets and become common later, so that the best value on validation is too
+        low for them: they get as much as the others can spare. Returns cold_score -> NDCG@10.
+        """
+        means = self._validated("cold_score", grid)
+        if means:
+            self.model.config.cold_score = max(score for score, mean in means.items() if mean >= (1 - cost) * max(means.values()))
+        return means
+
+    def _validated(self, name: str, grid: Sequence[float]) -> dict[float, float]:
+        """Validation NDCG@10 by the values of a setting that scores alone depend on; none without a CF slot or validation cases."""
         model, cases = self.model.eval(), self.validation
         if not model.config.has_cf or cases is None:
             return {}
-        curve: dict[float, list[np.ndarray]] = {beta: [] for beta in grid}
+        before = getattr(model.config, name)
+        curve: dict[float, list[np.ndarray]] = {value: [] for value in grid}
         self._gather()
+        setattr(model.config, name, float(grid[0]))
         index = model.index(**self.validation_features)
         for start in range(0, len(cases), 256):
             rows = range(start, min(start + 256, len(cases)))
             histories, targets = [cases.histories[r] for r in rows], [cases.targets[r] for r in rows]
             generated = model.recommend_tokens(histories, self.validation_features)
-            for beta in grid:
-                model.config.beta = float(beta)
-                curve[beta] += target_ranks(model.ground(generated) @ index.T, targets, histories)
-        means = {float(beta): float(ndcg(ranks, 10).mean()) for beta, ranks in curve.items()}
-        model.config.beta = max(means, key=lambda beta: means[beta])
-        return means
+            for value in grid:
+                setattr(model.config, name, float(value))
+                curve[value] += target_ranks(model.ground(generated) @ index.T, targets, histories)
+        setattr(model.config, name, before)
+        return {float(value): float(ndcg(ranks, 10).mean()) for value, ranks in curve.items()}
 
 
 def collate(entries: list[np.ndarray], opening: bool = True) -> dict[str, torch.Tensor]:

@@ -333,6 +333,19 @@ def test_beta_is_the_argmax_on_validation(trainer):
     assert trainer("setrec", validation=None).choose_beta() == {}
 
 
+@pytest.mark.parametrize("grounding", ["token", "latent"])
+def test_items_without_interactions_get_what_the_others_can_spare(trainer, grounding):
+    made = trainer("setrec", config={"grounding": grounding})
+    curve = made.choose_cold_score(0.1, (0.2, 1.0, 9.0, 99.0))
+    spared = [score for score, value in curve.items() if value >= 0.9 * max(curve.values())]
+    assert made.model.config.cold_score == max(spared)
+    assert len(set(curve.values())) > 1
+    for score, value in curve.items():
+        made.model.config.cold_score = score
+        assert made.rank_validation()["ndcg@10"] == pytest.approx(value, abs=1e-9)
+    assert trainer("setrec", config={"cf_size": 0}).choose_cold_score() == {}
+
+
 def test_beta_knows_nothing_of_the_test_cases(domain, trainer):
     """Other test targets, the same curve; other validation targets, another one."""
     curves = []
