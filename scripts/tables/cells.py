@@ -61,16 +61,20 @@ SETREC = {
     "semantic_tokens": 8,
     "semantic_widths": [],
     "residual": True,
-    "decay": [1.5, 0.5, 0.15],
+    "decay": [0.1, 0.05, 0.02],
+    "cf_decay": [1.5, 0.5, 0.15],
     "normalize": "slot",
-    "beta": 0.5,
+    "beta": 0.3,
+    "cold_score": 0.5,
     "fused_loss": 1.0,
     "spelling": 639,
-    "crowding": 0.4,
-    "guess_cf": 1.1,
-    "max_items": 12,
+    "spelling_length": 0.866,
+    "crowding": 0.06,
+    "cold_share": 0.15,
+    "keep": 0.5,
+    "max_items": 20,
 }
-SETREC_SETTINGS = {"epochs": 4, "batch": 128, "rate": 5e-4, "negatives": 1024}
+SETREC_SETTINGS = {"epochs": 3, "batch": 128, "rate": 5e-4, "negatives": 1024}
 IDGENREC = {"hidden": 128, "layers": 2, "dropout": 0.2, "vocabulary": 6000, "max_text": 48, "groups": 6}
 LONG_IDS, LONG = {**IDGENREC, "hidden": 160, "dropout": 0.15}, {"epochs": 16, "every": 4}
 """IDGenRec on leave-one-out data, as in the README's results."""
