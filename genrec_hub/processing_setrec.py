@@ -22,14 +22,14 @@ from .history import History
 from .modeling_setrec import SETRecModel
 from .processes import added, share
 from .processes import count as process_count
-from .semantic import DEFAULT_ENCODER, MAX_TOKENS, TextEncoder, crowding, ridge
+from .semantic import DEFAULT_ENCODER, MAX_TOKENS, TextEncoder, crowding
 from .set_labels import labels_of, neighbours, spread, tokens_of
 from .spelling import rarity, spell
 from .timing import stage
 
 logger = logging.getLogger(__name__)
 
-OF_THE_CATALOG = ("centre", "rarity", "cf_from_text", "cf_length")
+OF_THE_CATALOG = ("centre", "rarity")
 """Features that belong to the catalogue as a whole."""
 CROWDING = np.float32(0.1)
 """Length of the crowding number beside the unit vectors: small, so that likeness hardly sees it; the model's prior does."""
@@ -179,8 +179,6 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         if "cf" in old:
             features["cf"] = np.concatenate([old["cf"], np.zeros((len(fresh), old["cf"].shape[1]), np.float32)])
             features["has_cf"] = np.concatenate([old["has_cf"], np.zeros(len(fresh), bool)])
-            if "cf_from_text" in old:
-                features |= self._guessed(features, np.arange(len(features["cf"])) >= len(old["cf"]))
         return self._with(self.catalog.add(fresh), features)
 
     def with_encoder(self, encoder: str | TextEncoder, progress: Progress | None = None) -> "SETRecProcessor":
@@ -194,42 +192,20 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         fresh = self._through(other, self.catalog, None, progress)
         if self._features is None:
             return fresh
-        kept = {name: values for name, values in self._features.items() if name in ("cf", "has_cf", "cf_from_text")}
+        kept = {name: values for name, values in self._features.items() if name in ("cf", "has_cf")}
         return fresh._with(self.catalog, {**fresh._arrays(), **kept})
 
-    def with_cf(self, cf: np.ndarray, has_cf: np.ndarray | None = None, guess: float = 0.0) -> "SETRecProcessor":
+    def with_cf(self, cf: np.ndarray, has_cf: np.ndarray | None = None) -> "SETRecProcessor":
         """Returns a processor with CF vectors.
 
         Args:
             cf: CF vectors.
             has_cf: true where an item has interactions.
-            guess: items without a vector, those added later too, get one predicted from their text by ridge regression on the items that
-                have one, as long as this many times the mean known one; 0 = they get none. Left as short as ridge makes them, they
-                would never be recommended.
 
         Shape: cf (V, C), has_cf (V,).
         """
         known = np.ones(len(cf), bool) if has_cf is None else has_cf
-        features = {**self._arrays(), "cf": cf * known[:, None], "has_cf": known}
-        if guess:
-            features["cf_from_text"] = ridge(features["semantic"][known], cf[known])
-            features["cf_length"] = np.array([guess * np.linalg.norm(cf[known], axis=1).mean()], np.float32)
-            features |= self._guessed(features, ~known)
-        return self._with(self.catalog, features)
-
-    def cold_features(self) -> dict[str, torch.Tensor]:
-        """The CF features of the catalogue as if no item had interactions. Shape: cf (V, C), has_cf (V,)."""
-        known, every = self._arrays(), np.ones(len(self.catalog), bool)
-        cold = {"cf": np.zeros_like(known["cf"]), "has_cf": ~every}
-        if "cf_from_text" in known:
-            cold = self._guessed({**known, **cold}, every)
-        return {name: torch.from_numpy(values) for name, values in cold.items()}
-
-    def _guessed(self, features: Mapping[str, np.ndarray], unknown: np.ndarray) -> dict[str, np.ndarray]:
-        """CF vectors with those of the unknown items predicted. Shape: unknown (V,) -> cf (V, C), has_cf (V,)."""
-        guess = np.pad(features["semantic"], ((0, 0), (0, 1)), constant_values=1) @ features["cf_from_text"]
-        guess *= features["cf_length"] / np.maximum(np.linalg.norm(guess, axis=1, keepdims=True), 1e-9)
-        return {"cf": np.where(unknown[:, None], guess, features["cf"]), "has_cf": features["has_cf"] | unknown}
+        return self._with(self.catalog, {**self._arrays(), "cf": cf * known[:, None], "has_cf": known})
 
     # Histories
 

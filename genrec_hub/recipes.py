@@ -127,7 +127,6 @@ def train_setrec(
     spelling: int = 0,
     spelling_length: float = 1.0,
     crowding: float = 0.0,
-    guess_cf: float = 0.0,
     cold_share: float = 0.0,
     keep: float = 0.0,
     **config: Any,
@@ -148,8 +147,6 @@ def train_setrec(
         spelling: width of the spelling vectors beside the encoder's; 0 = none.
         spelling_length: of those vectors, where the encoder's are 1 long.
         crowding: weight of an item's crowding against it at the start, in units of the cosine; 0 = not known to the model.
-        guess_cf: predict the CF vectors of items without interactions from their text, this many times as long as the known ones,
-            instead of leaving that slot out (0).
         cold_share: share of the items that every step sees as if they had no interactions, so that items without any are recommended well.
         keep: share of the untrained weights in the finished ones: what a model knows of texts before its first step carries over to items
             that nobody has bought, what it learns carries over less (WiSE-FT, Wortsman et al. 2022).
@@ -188,7 +185,7 @@ def train_setrec(
             raise ValueError(
                 f"The SASRec in {folder} was trained on another catalogue than {domain.catalog!r}: train one on this catalogue."
             )
-        processor = processor.with_cf(tokenizer.item_vectors().numpy(), split.popularity(size) > 0, guess_cf)
+        processor = processor.with_cf(tokenizer.item_vectors().numpy(), split.popularity(size) > 0)
     features = processor.features
     own = {
         "semantic_size": features["semantic"].shape[1],
@@ -221,7 +218,6 @@ def train_setrec(
         validation=split.validation if len(split.validation) else None,
         catalog_size=size,
         negatives=negatives_of(chosen, size),
-        cold=processor.cold_features() if cf and cold_share else None,
         cold_share=cold_share,
     )
     first = {name: values.detach().clone() for name, values in model.state_dict().items()} if keep else {}

@@ -296,15 +296,3 @@ def crowding(vectors: np.ndarray, others: np.ndarray | None = None, nearest: int
             cosines[own] = -1.0
         out[start : start + len(cosines)] = np.partition(cosines, -count, axis=1)[:, -count:].mean(1)
     return out
-
-
-def ridge(vectors: np.ndarray, wanted: np.ndarray, strength: float = 10.0) -> np.ndarray:
-    """The linear map that predicts other vectors of the items from these, shrunk towards their mean (Hoerl and Kennard 1970).
-
-    Shape: vectors (V, S), wanted (V, C) -> (S + 1, C), the last row being the constant.
-    """
-    left, right = vectors.astype(np.float64), wanted.astype(np.float64)
-    centre, mean = left.mean(0), right.mean(0)
-    left, right = left - centre, right - mean
-    slope = np.linalg.solve(left.T @ left + strength * np.eye(left.shape[1]), left.T @ right)
-    return np.concatenate([slope, (mean - centre @ slope)[None]]).astype(np.float32)

@@ -310,9 +310,8 @@ class SETRecTrainer(NextItemTrainer):
     Args:
         features: semantic (V, S), and with a CF slot cf (V, C), has_cf (V,).
         validation_features: those of the validation cases' catalogue, when it is another one.
-        cold: cf (V, C) and has_cf (V,) as if no item had interactions, for a share of the items drawn anew in every step, so that the
-            semantic tokens learn to do without the CF token (DropoutNet, Volkovs et al. 2017).
-        cold_share: that share.
+        cold_share: share of the items, drawn anew in every step, that are seen as if they had no interactions, so that the semantic tokens
+            learn to do without the CF token (DropoutNet, Volkovs et al. 2017).
     """
 
     model: SETRecModel
@@ -325,7 +324,6 @@ class SETRecTrainer(NextItemTrainer):
         features: Mapping[str, torch.Tensor],
         validation_features: Mapping[str, torch.Tensor] | None = None,
         max_items: int | None = None,
-        cold: Mapping[str, torch.Tensor] | None = None,
         cold_share: float = 0.0,
         **more: Any,
     ) -> None:
@@ -333,17 +331,14 @@ class SETRecTrainer(NextItemTrainer):
         self.features = {name: values.to(args.device) for name, values in features.items()}
         known = features if validation_features is None else validation_features
         self.validation_features = {name: values.to(args.device) for name, values in known.items()}
-        self.cold = {name: values.to(args.device) for name, values in (cold or {}).items()}
-        self.known, self.cold_share = {**self.features}, cold_share if cold else 0.0
+        self.known, self.cold_share = {**self.features}, cold_share
 
     def training_step(self, *arguments: Any, **more: Any) -> torch.Tensor:
         """As the parent's, with a share of the items made cold: a function of seed and global step alone."""
-        if self.cold_share:
+        if self.cold_share and "has_cf" in self.known:
             drawn = np.random.default_rng((self.args.seed, self.state.global_step)).random(self.catalog_size) < self.cold_share
-            chosen = torch.from_numpy(drawn).to(self.args.device)
-            for name, values in self.cold.items():
-                there = chosen.view(-1, *[1] * (values.ndim - 1))
-                self.features[name] = torch.where(there, values, self.known[name])
+            left = self.known["has_cf"] & ~torch.from_numpy(drawn).to(self.args.device)
+            self.features |= {"cf": self.known["cf"] * left[:, None], "has_cf": left}
         return super().training_step(*arguments, **more)
 
     def model_inputs(self, items: torch.Tensor, candidates: torch.Tensor) -> dict[str, Any]:

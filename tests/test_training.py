@@ -65,7 +65,7 @@ def trainer(split, tiny_setrec, tmp_path):
             return SASRecTrainer(SASRecModel(config), args, max_items=8, **{**shared, **options})
         model = tiny_setrec(**{"cf_size": 6, "dropout": 0.2, "max_items": 8, **options.pop("config", {})})
         if kind == "cold":
-            shared |= {"cold": {"cf": torch.zeros(V, 6), "has_cf": torch.zeros(V, dtype=torch.bool)}, "cold_share": 0.4}
+            shared |= {"cold_share": 0.4}
         return SETRecTrainer(model, args, features=features(), **{**shared, **options})
 
     return make

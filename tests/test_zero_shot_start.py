@@ -11,7 +11,7 @@ from genrec_hub.configuration_setrec import SETRecConfig
 from genrec_hub.modeling_setrec import SETRecModel
 from genrec_hub.processing_setrec import CROWDING, SETRecProcessor
 from genrec_hub.recipes import lean, small_backbone
-from genrec_hub.semantic import crowding, ridge
+from genrec_hub.semantic import crowding
 
 
 def unit(size: int, width: int, seed: int = 0) -> np.ndarray:
@@ -93,16 +93,6 @@ def test_crowding_equals_a_loop(most: int) -> None:
     assert len(crowding(vectors[:0])) == 0
 
 
-def test_ridge_equals_the_normal_equations() -> None:
-    rng = np.random.default_rng(0)
-    left, right = rng.normal(size=(50, 7)), rng.normal(size=(50, 3)) + 5
-    exact = ridge(left, right, 1e-9)
-    plain = np.linalg.lstsq(np.c_[left, np.ones(50)], right, rcond=None)[0]
-    assert exact == pytest.approx(plain, abs=1e-5)
-    assert ridge(left, right, 1e12)[:7] == pytest.approx(0, abs=1e-6)
-    assert ridge(left, right, 1e12)[7] == pytest.approx(right.mean(0), abs=1e-5)
-
-
 @pytest.fixture(scope="module")
 def spelled(shop, encoder) -> SETRecProcessor:
     return SETRecProcessor(shop, encoder=encoder, spelling=32, crowding=True)
@@ -135,30 +125,16 @@ def test_added_items_are_spelled_like_the_others(spelled: SETRecProcessor) -> No
     assert more.features["semantic"][60, :48].numpy() == pytest.approx(spelled.features["semantic"][7, :48].numpy(), abs=1e-5)
 
 
-def test_guessed_cf_vectors(processor: SETRecProcessor, encoder, tmp_path) -> None:
-    known, rng = np.arange(60) % 3 > 0, np.random.default_rng(0)
-    semantic = processor.features["semantic"].numpy()
-    cf = (semantic @ rng.normal(size=(16, 6)) + 2).astype(np.float32)
-    plain, guessed = processor.with_cf(cf, known), processor.with_cf(cf, known, guess=1.5)
-    assert guessed.features["has_cf"].all()
-    assert plain.features["has_cf"].tolist() == known.tolist()
-    np.testing.assert_array_equal(guessed.features["cf"].numpy()[known], cf[known])
-    want = np.c_[semantic[~known], np.ones(20)] @ ridge(semantic[known], cf[known])
-    want *= 1.5 * np.linalg.norm(cf[known], axis=1).mean() / np.linalg.norm(want, axis=1, keepdims=True)
-    assert guessed.features["cf"].numpy()[~known] == pytest.approx(want, abs=1e-5)
-    other = cf.copy()
-    other[~known] = 99  # what an item without interactions would have had says nothing
-    assert torch.equal(processor.with_cf(other, known, guess=1.5).features["cf"], guessed.features["cf"])
-    guessed.save_pretrained(tmp_path)
-    fresh = Item("new", "Dahlia espresso cup", "Lumo", "Kitchen", "A espresso cup for every day.")
+def test_short_spelling_weighs_less(spelled: SETRecProcessor, encoder, tmp_path) -> None:
+    """By the square of its length, in the catalogue, in what is added and in what is typed."""
+    short = SETRecProcessor(spelled.catalog, encoder=encoder, spelling=32, crowding=True, spelling_length=0.5)
+    whole, less = (one.features["semantic"][:, :48].numpy() for one in (spelled, short))
+    want = (2 * whole[:, :16] @ whole[:, :16].T + 0.25 * 2 * whole[:, 16:] @ whole[:, 16:].T) / 1.25
+    assert less @ less.T == pytest.approx(want, abs=1e-5)
+    short.save_pretrained(tmp_path)
     loaded = SETRecProcessor.from_pretrained(tmp_path)
     loaded.encoder = encoder
-    for one in (guessed, loaded):
-        more = one.add_items([fresh])
-        assert bool(more.features["has_cf"][60])
-        new = more.features["semantic"][60].numpy()
-        want = np.r_[new, 1] @ one._arrays()["cf_from_text"]
-        want *= one._arrays()["cf_length"] / np.linalg.norm(want)
-        assert more.features["cf"][60].numpy() == pytest.approx(want, abs=1e-5)
-        assert torch.equal(more.features["cf"][:60], one.features["cf"])
-    assert set(guessed([["sku-01"]])) == {"semantic", "cf", "has_cf", "item_mask"}
+    again = short.without_catalog().with_catalog(spelled.catalog)
+    assert torch.equal(again.features["semantic"], short.features["semantic"])
+    assert torch.equal(loaded([["brass trumpet"]])["semantic"], short([["brass trumpet"]])["semantic"])
+    assert not torch.equal(loaded([["brass trumpet"]])["semantic"], spelled([["brass trumpet"]])["semantic"])
