@@ -250,8 +250,9 @@ def _best_of_blocks(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.T
     blocks = scores[:, :whole].unflatten(1, (-1, _BLOCK))
     own = blocks.amax(2).topk(k, sorted=False).indices[:, :, None]
     columns = (own * _BLOCK + torch.arange(_BLOCK, device=own.device)).flatten(1)
-    rest = torch.arange(whole, scores.shape[1], device=own.device).expand(len(scores), -1)
-    columns = torch.cat([columns, rest], 1)
+    if whole < scores.shape[1]:
+        rest = torch.arange(whole, scores.shape[1], device=own.device).expand(len(scores), -1)
+        columns = torch.cat([columns, rest], 1)
     best, places = scores.gather(1, columns).topk(k)
     return best, columns.gather(1, places)
 
