@@ -26,7 +26,7 @@ LARGE = 500_000
 """Items from which on a pipeline looks through the nearest lists only."""
 RECALL = 0.99
 """Share of the exact best items that looking through a part of the lists has to find."""
-_BLOCK, _FEW = 32, 4096
+_BLOCK, _FEW = 32, 16_384
 
 
 @torch.no_grad()

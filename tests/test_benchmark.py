@@ -1,4 +1,4 @@
-"""The benchmark's file holds every figure that was asked for, and the README shows it."""
+"""The benchmark's file holds every figure that was asked for (test_house holds the README to it), and its own parts count rightly."""
 
 import json
 import sys
@@ -31,7 +31,6 @@ def test_every_figure_says_whether_it_holds():
         if figure["value"] is not None and figure["floor"] is not None:
             most = figure["direction"] == "max"
             assert figure["holds"] == (figure["value"] <= figure["floor"] if most else figure["value"] >= figure["floor"])
-    assert benchmark.markdown(result) in (ROOT / "README.md").read_text()
 
 
 def test_the_curves_are_measured_and_drawn():
