@@ -95,7 +95,9 @@ def read_in_encoder(
             mask, memory_mask = _additive(seen, items.dtype)[:, None], _additive(real, items.dtype)[:, None, None]
         with fast_products(sequence.shape[:2].numel(), sequence.shape[2]):
             memory = run(backbone.encoder, sequence, mask, positions)
-            answers.append(run(backbone.decoder, queries.expand(rows, -1, -1), alone, together, memory, memory_mask))
+        with fast_products(rows * len(queries), sequence.shape[2]):
+            asked = queries.expand(rows, -1, -1)
+            answers.append(run(backbone.decoder, asked, alone, together, memory, memory_mask, not layout.released))
         places.append((users, asks))
     found = torch.cat(answers)
     users, asks = (torch.cat(part) for part in zip(*places, strict=True))
@@ -109,11 +111,13 @@ def _with_relative_bias(
     positions: torch.Tensor,
     memory: torch.Tensor | None = None,
     memory_mask: torch.Tensor | None = None,
+    apart: bool = False,
 ) -> torch.Tensor:
     """Runs a T5 stack block by block, as T5Stack.forward does, with the relative bias of our own positions.
 
     T5Stack lets its first block compute the bias from the place in the sequence and hands it on to the others. Every block takes a
-    bias as an argument, so handing in the right one from the start is exact and replaces no method.
+    bias as an argument, so handing in the right one from the start is exact and replaces no method. States that are `apart` see nothing
+    but themselves, as the mask says: what attention finds is their own value then, whatever the bias.
 
     Shape: hidden (P, S, D), mask (1 or P, 1, S, S), positions (S,), memory (P, S', D), memory_mask (P, 1, 1, S') -> (P, S, D).
     """
@@ -127,12 +131,14 @@ def _with_relative_bias(
     bias = table.relative_attention_bias(buckets).permute(2, 0, 1)[None]
     # Added once for all blocks; but a decoder without a mask would look back only.
     own, bias = (mask, bias) if stack.is_decoder else (None, bias + mask)
+    apart = apart and not torch.is_grad_enabled()  # where gradients are wanted, every weight gets one
     hidden = stack.dropout(hidden)
     for block in stack.block:
         if memory is None or not _reads_few(block.layer[1].EncDecAttention, hidden):
             hidden = block(hidden, own, bias, memory, memory_mask)[0]
             continue
-        hidden = block.layer[0](hidden, own, bias)[0]
+        itself = block.layer[0].SelfAttention
+        hidden = hidden + itself.o(itself.v(block.layer[0].layer_norm(hidden))) if apart else block.layer[0](hidden, own, bias)[0]
         hidden = hidden + _read(block.layer[1].EncDecAttention, block.layer[1].layer_norm(hidden), memory, memory_mask)
         hidden = block.layer[2](hidden)
     answer: torch.Tensor = stack.dropout(stack.final_layer_norm(hidden))
@@ -168,6 +174,7 @@ def _with_rotary_positions(
     positions: torch.Tensor,
     memory: torch.Tensor | None = None,
     memory_mask: torch.Tensor | None = None,
+    apart: bool = False,
 ) -> torch.Tensor:
     """Runs an encoder or decoder that takes positions and masks. Shapes as in `_with_relative_bias`."""
     asked: dict[str, Any] = {"inputs_embeds": hidden, "attention_mask": _for_each_kind(stack.config, mask), "position_ids": positions[None]}

@@ -36,7 +36,7 @@ def head_logits(model: Any, hidden: torch.Tensor, columns: torch.Tensor | None =
     elif columns is not None:
         logits = (hidden @ head.weight[columns].T).float()
     else:
-        with fast_products(hidden.shape[:-1].numel(), hidden.shape[-1]):
+        with fast_products(hidden.shape[:-1].numel(), *head.weight.shape):
             logits = head(hidden).float()
     cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else (logits / cap).tanh() * cap

@@ -65,7 +65,7 @@ def top_k(
         best, rows = _best(scores, min(k, scores.shape[1]))
         found.append((best, rows + start if start else rows))
     best, rows = found[0] if len(found) == 1 else merge([best for best, _ in found], [rows for _, rows in found], k)
-    return best, rows.masked_fill(best == -torch.inf, -1)
+    return best, rows if users is None and allowed is None else rows.masked_fill(best == -torch.inf, -1)
 
 
 def top_k_of_shares(
@@ -247,11 +247,12 @@ def _best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _best_of_blocks(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k best columns (of equal scores any), which lie in the k blocks of the highest maxima. Shapes as above."""
     whole = scores.shape[1] // _BLOCK * _BLOCK
-    blocks = scores[:, :whole].unflatten(1, (-1, _BLOCK))
+    blocks = (scores if whole == scores.shape[1] else scores[:, :whole]).unflatten(1, (-1, _BLOCK))
     own = blocks.amax(2).topk(k, sorted=False).indices[:, :, None]
     columns = (own * _BLOCK + torch.arange(_BLOCK, device=own.device)).flatten(1)
-    rest = torch.arange(whole, scores.shape[1], device=own.device).expand(len(scores), -1)
-    columns = torch.cat([columns, rest], 1)
+    if whole < scores.shape[1]:
+        rest = torch.arange(whole, scores.shape[1], device=own.device).expand(len(scores), -1)
+        columns = torch.cat([columns, rest], 1)
     best, places = scores.gather(1, columns).topk(k)
     return best, columns.gather(1, places)
 

@@ -482,7 +482,7 @@ class SETRecModel(HubModel, PreTrainedModel):
         first, cf_share, share = int(self.config.has_cf), 1 - self.config.beta, self.config.beta
         if self.config.slot_weights:
             generated, cf_share, share = generated * self.slot_weights(generated)[:, None], 1.0, 1.0
-        query = generated[:, first:].flatten(1) @ self.semantic.last.weight
+        query = generated.flatten(1)[:, first * self.config.width :] @ self.semantic.last.weight
         if self.cf is None:
             return query
         answer = generated[:, 0] * cf_share

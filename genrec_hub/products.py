@@ -14,18 +14,20 @@ from torch.overrides import TorchFunctionMode
 
 _ROWS, _MATRIX = 32, 2**14
 """Fewest rows, and numbers of a matrix, that are worth the way there and back: oneDNN has tensors of its own, and the matrix is copied."""
-_LAYER = 2**21
-"""Multiplications of a square layer from which on it pays that each of torch's functions looks here first (about a microsecond each)."""
+_LAYER = 2**23
+"""Multiplications of a layer from which on it pays that each of torch's functions looks here first (about a microsecond each)."""
 
 
-def fast_products(rows: int, width: int) -> AbstractContextManager[Any]:
+def fast_products(rows: int, width: int, outputs: int | None = None) -> AbstractContextManager[Any]:
     """Within it, linear layers multiply by oneDNN where that pays: 32-bit, on a processor that MKL neglects, and without gradients.
 
     Args:
         rows: about how many states go through the layers.
         width: of a state.
+        outputs: of a layer; as many as inputs when None.
     """
-    pays = rows * width**2 >= _LAYER and width**2 >= _MATRIX and not torch.is_grad_enabled()
+    matrix = width * (outputs or width)
+    pays = rows * matrix >= _LAYER and matrix >= _MATRIX and not torch.is_grad_enabled()
     there = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     return _OneDNN() if pays and there and _neglected() else nullcontext()
 

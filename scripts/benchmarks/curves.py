@@ -22,6 +22,7 @@ from .timing import interleaved
 
 Curve = dict[str, list[float]]
 MEMORY = ", MB"
+COLOURS = {"grounding": "tab:green", "one-shot": "tab:blue", "beam search": "tab:orange", "index": "tab:grey", "prefix tree": "tab:brown"}
 
 
 def processor() -> str:
@@ -113,7 +114,7 @@ def draw(folder: Path, rounds: int) -> dict[str, Any]:
     except ImportError as error:
         raise ImportError("The plots need matplotlib: pip install 'genrec_hub[dev]'") from error
     mpl.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     start, found = time.time(), all_curves(rounds)
     figure, places = pyplot.subplots(2, 4, figsize=(17, 8))
@@ -122,12 +123,17 @@ def draw(folder: Path, rounds: int) -> dict[str, Any]:
             if form != "at":
                 place = memory_place if form.endswith(MEMORY) else time_place
                 stored = form in ("index, MB", "prefix tree, MB")
-                place.plot(curve["at"], values, marker="o", linestyle=":" if stored else "-", label=form.removesuffix(MEMORY))
+                label = form.removesuffix(MEMORY)
+                place.plot(curve["at"], values, COLOURS[label], marker="o", linestyle=":" if stored else "-", label=label)
         per = "" if name == "batch" else " of 8"
         time_place.set(ylabel=f"CPU ms a batch{per}")
         memory_place.set(ylabel=f"MB at the peak of a batch{per}" + (" (dotted: kept)" if name == "catalogue size" else ""))
         for place in (time_place, memory_place):
             place.set(xlabel=name, xscale="log", yscale="log")
+            place.set_xticks(curve["at"], [f"{at:,.0f}" for at in curve["at"]], minor=False)
+            place.xaxis.set_minor_locator(ticker.NullLocator())
+            place.yaxis.set_major_formatter("{x:g}")
+            place.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(1.5, 0.6)))
             place.legend(fontsize=8)
             place.grid(alpha=0.3)
     figure.suptitle("T5 of width 256, 4 + 4 layers, one CPU thread; 128 positions, 20 beams, 12k items, batch 8 unless on the axis")
