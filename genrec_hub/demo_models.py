@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -121,13 +122,16 @@ class Lazy:
 
 
 def open_model(name: str) -> Recommender:
-    """Loads a checkpoint for a server of strangers' texts: nothing that they type or upload is cached on disk."""
+    """Loads a checkpoint for a server of strangers' texts: nothing that they type or upload is cached on disk, and all cores index."""
+    import torch
+
     import genrec_hub
 
     pipe = genrec_hub.load(name)
     encoder = getattr(pipe.processor, "encoder", None)
     if encoder is not None:
         encoder.cache = False
+        encoder.workers = max(1, (os.cpu_count() or 1) // torch.get_num_threads())
         encoder.load()
     return cast(Recommender, lend(name, pipe))
 
