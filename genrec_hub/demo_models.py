@@ -131,6 +131,7 @@ def open_model(name: str) -> Recommender:
     import genrec_hub
 
     disable_progress_bar()  # of weights that are read in no time
+    torch.backends.mkldnn.set_flags(False)  # no oneDNN: it keeps something of every shape that it meets, and visitors' texts have any
 
     pipe = genrec_hub.load(name)
     encoder = getattr(pipe.processor, "encoder", None)
