@@ -4,6 +4,7 @@
 loaded at its first use, which `launch` brings forward in a background thread.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -38,6 +39,7 @@ def launch(models: Loaders | str | None = None, **options: object) -> tuple[obje
         What `gr.Blocks.launch` returns: the app, its local address, its public address.
     """
     share_heaps()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch is not there yet: visitors share the cores, an answer takes one
     lazy = lazy_models({models: partial(open_model, models)} if isinstance(models, str) else models)
     demo = build_demo(lazy)
     demo.queue(default_concurrency_limit=4, max_size=200)

@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 PRETRAINED: Final = Path(__file__).with_name("pretrained")
 PREPARED: Final = 2000
 """Items of a catalogue whose labels are made before anybody asks."""
+WORKERS: Final = 4
+"""Batches of an upload that are encoded at a time at the most: a container sees all cores of its host, and may use few."""
 KINDS: Final = {"setrec": "SETRec", "idgenrec": "IDGenRec"}
 
 
@@ -121,13 +124,20 @@ class Lazy:
 
 
 def open_model(name: str) -> Recommender:
-    """Loads a checkpoint for a server of strangers' texts: nothing that they type or upload is cached on disk."""
+    """Loads a checkpoint for a server of strangers' texts: nothing that they type or upload is cached on disk, and all cores index."""
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
     import genrec_hub
+
+    disable_progress_bar()  # of weights that are read in no time
+    torch.backends.mkldnn.set_flags(False)  # no oneDNN: it keeps something of every shape that it meets, and visitors' texts have any
 
     pipe = genrec_hub.load(name)
     encoder = getattr(pipe.processor, "encoder", None)
     if encoder is not None:
         encoder.cache = False
+        encoder.workers = max(1, min(os.cpu_count() or 1, WORKERS) // torch.get_num_threads())
         encoder.load()
     return cast(Recommender, lend(name, pipe))
 

@@ -23,7 +23,7 @@ The model has never seen your items: it reads their words.
 
 CSV, TSV, JSONL or Parquet, up to {rows:,} rows and {megabytes} MB. Nothing leaves this machine: the file is deleted as soon as it
 is read, and
-the index lives in memory for this browser session only. A thousand items take about ten seconds.
+the index lives in memory for this browser session only. A thousand items take some seconds.
 """
 
 COMPARE_HELP: Final = """### The same history, several systems

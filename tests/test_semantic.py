@@ -148,3 +148,12 @@ def test_centred():
     expected = vectors - vectors.mean(0)
     assert moved == pytest.approx(expected / np.linalg.norm(expected, axis=1, keepdims=True))
     assert np.isfinite(centred(np.ones((3, 4)))).all()
+
+
+def test_workers_encode_the_same(encoder, cache):
+    lines = [f"{'red wool ' * (n % 7)}item {n}" for n in range(200)]
+    several, told = TextEncoder(), []
+    several.workers = 3
+    found = several.encode(lines, lambda done, total: told.append((done, total)), cache=False)
+    assert (found == encoder.encode(lines, cache=False)).all()
+    assert told == [(192, 200), (200, 200)]
