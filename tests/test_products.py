@@ -13,10 +13,12 @@ from genrec_hub.trie import Trie
 
 @pytest.fixture(autouse=True)
 def neglected(monkeypatch):
-    """Whatever the processor, as if MKL neglected it."""
+    """Whatever the processor, as if MKL neglected it; the app, tested in the same process, does without oneDNN."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(products, "_neglected", lambda: True)
+    with torch.backends.mkldnn.flags(enabled=True):
+        yield
 
 
 @pytest.fixture
