@@ -19,6 +19,7 @@ import torch
 from .processes import added
 from .processes import count as process_count
 from .processes import number as process_number
+from .products import table_product
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def top_k(
     users, gone = torch.tensor(shut, device=queries.device).unbind(1) if shut else (None, None)
     found = []
     for start in range(0, max(1, len(index)), chunk):
-        scores = queries @ index[start : start + chunk].T
+        scores = table_product(queries, index[start : start + chunk])
         if allowed is not None:
             scores.masked_fill_(~allowed[start : start + chunk], -torch.inf)
         if users is not None and gone is not None:

@@ -486,7 +486,9 @@ class SETRecModel(HubModel, PreTrainedModel):
         if self.cf is None:
             return query
         answer = generated[:, 0] * cf_share
-        here = answer @ self.cf.bias - self._cold(generated)
+        here = answer @ self.cf.bias
+        if self.config.cold_score:
+            here = here - self._cold(generated)
         return torch.cat([answer @ self.cf.weight, here[:, None], query * share], 1)
 
     def _cold(self, generated: torch.Tensor) -> torch.Tensor:

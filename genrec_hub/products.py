@@ -17,6 +17,9 @@ _ROWS, _MATRIX = 32, 2**14
 _LAYER = 2**23
 """Multiplications of a layer from which on it pays that each of torch's functions looks here first (about a microsecond each)."""
 
+_TABLE = 2**18
+"""Numbers of a table from which on a product with it is worth the asking."""
+
 
 def fast_products(rows: int, width: int, outputs: int | None = None) -> AbstractContextManager[Any]:
     """Within it, linear layers multiply by oneDNN where that pays: 32-bit, on a processor that MKL neglects, and without gradients.
@@ -30,6 +33,19 @@ def fast_products(rows: int, width: int, outputs: int | None = None) -> Abstract
     pays = rows * matrix >= _LAYER and matrix >= _MATRIX and not torch.is_grad_enabled()
     there = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     return _OneDNN() if pays and there and _neglected() else nullcontext()
+
+
+def table_product(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """`rows @ table.T`, by oneDNN where that pays: as above, and a table whose columns are whole and contiguous, which it reads as it is.
+
+    Shape: rows (B, W), table (V, W) -> (B, V).
+    """
+    ready = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled and not torch.is_grad_enabled()
+    plain = rows.device.type == "cpu" and rows.dtype == table.dtype == torch.float32
+    if ready and plain and len(rows) > 1 and table.numel() >= _TABLE and table.T.is_contiguous() and _neglected():
+        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, table, None, "none", [], "")
+        return found
+    return rows @ table.T
 
 
 @cache

@@ -98,3 +98,18 @@ def test_generation_is_the_same(handed_over, monkeypatch):
     assert torch.equal(found.rows, plain.rows)
     torch.testing.assert_close(found.scores, plain.scores, atol=1e-5, rtol=0)
     torch.testing.assert_close(tokens, plain_tokens, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("users", [1, 2, 8])
+@pytest.mark.parametrize("columns", [True, False])
+def test_a_product_with_a_table_is_as_ever(users, columns):
+    """Whole or in part, by rows or by columns; equal rows of the table score alike, wherever they stand."""
+    torch.manual_seed(0)
+    table = torch.randn(700, 193)[torch.randint(700, (3000,))]
+    table, rows = table.T.contiguous().T if columns else table, torch.randn(users, 193)
+    with torch.no_grad():
+        for part in (table, table[:2000], table[1000:]):
+            found = products.table_product(rows, part)
+            torch.testing.assert_close(found, rows @ part.T, atol=1e-4, rtol=0)
+            same = (part[:, None, 0] == part[None, :, 0]).float().argmax(1)
+            assert torch.equal(found, found[:, same])
