@@ -15,7 +15,7 @@ from .timing import interleaved
 def low_rank(size: int, rounds: int, users: int = 8, shown: int = 20) -> tuple[dict[str, float], float]:
     """CPU seconds for the best 20 items of a batch (D 512, 4 + 1 slots, autoencoder 128 wide), and how much smaller the index is.
 
-    `plain` is the published form: a product per token with the items' tokens, and the weighted sum. `joined` is one product of all tokens.
+    `plain` is the published form: a product per token with the items' tokens, and the weighted sum. `joined` is one product of all tokens, `mkl` ours without oneDNN.
 
     Raises:
         RuntimeError: when the forms do not give the same items in the same order.
@@ -40,6 +40,10 @@ def low_rank(size: int, rounds: int, users: int = 8, shown: int = 20) -> tuple[d
     def ours() -> torch.Tensor:
         return top_k(model.ground(generated), index, shown)[1]
 
+    def mkl() -> torch.Tensor:
+        with torch.backends.mkldnn.flags(enabled=False):
+            return ours()
+
     if not (torch.equal(plain(), ours()) and torch.equal(joined(), ours())):
         raise RuntimeError("The forms of grounding disagree on the top 20.")
-    return interleaved({"plain": plain, "joined": joined, "ours": ours}, rounds), table.numel() / index.numel()
+    return interleaved({"plain": plain, "joined": joined, "ours": ours, "mkl": mkl}, rounds), table.numel() / index.numel()
