@@ -15,7 +15,8 @@ from .timing import interleaved
 def low_rank(size: int, rounds: int, users: int = 8, shown: int = 20) -> tuple[dict[str, float], float]:
     """CPU seconds for the best 20 items of a batch (D 512, 4 + 1 slots, autoencoder 128 wide), and how much smaller the index is.
 
-    `plain` is the published form: a product per token with the items' tokens, and the weighted sum. `joined` is one product of all tokens, `mkl` ours without oneDNN.
+    `plain` is the published form: a product per token with the items' tokens, and the weighted sum. `joined` is one product of all tokens,
+    `mkl` ours without oneDNN.
 
     Raises:
         RuntimeError: when the forms do not give the same items in the same order.
