@@ -148,8 +148,7 @@ def train_setrec(
         spelling_length: of those vectors, where the encoder's are 1 long.
         crowding: weight of an item's crowding against it at the start, in units of the cosine; 0 = not known to the model.
         cold_share: share of the items that every step sees as if they had no interactions, so that items without any are recommended well.
-        keep: share of the untrained weights in the finished ones: what a model knows of texts before its first step carries over to items
-            that nobody has bought, what it learns carries over less (WiSE-FT, Wortsman et al. 2022).
+        keep: share of the untrained weights in the finished ones and in those that are validated: see `SETRecTrainer`.
         **config: of `SETRecConfig`; with a backbone, `attn_implementation` too.
 
     Returns:
@@ -219,12 +218,11 @@ def train_setrec(
         catalog_size=size,
         negatives=negatives_of(chosen, size),
         cold_share=cold_share,
+        keep=keep,
     )
-    first = {name: values.detach().clone() for name, values in model.state_dict().items()} if keep else {}
 
     def after() -> dict[str, Any]:
-        if keep:
-            model.load_state_dict({name: values.lerp(first[name], keep) for name, values in model.state_dict().items()})
+        trainer.settle()
         cold_scores = {"cold_score": trainer.choose_cold_score()} if model.config.cold_score else {}
         return {"beta": trainer.choose_beta(), **cold_scores, **circumstances(domain, backbone)}
 

@@ -7,7 +7,7 @@ checkpoint by NDCG@10 is kept, and an interrupted run resumes from its last chec
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -312,6 +312,9 @@ class SETRecTrainer(NextItemTrainer):
         validation_features: those of the validation cases' catalogue, when it is another one.
         cold_share: share of the items, drawn anew in every step, that are seen as if they had no interactions, so that the semantic tokens
             learn to do without the CF token (DropoutNet, Volkovs et al. 2017).
+        keep: share of the untrained weights in those that are validated and, after `settle`, in the finished ones: what a model knows of
+            texts before its first step carries over to items that nobody has bought, what it learns carries over less (WiSE-FT, Wortsman
+            et al. 2022).
     """
 
     model: SETRecModel
@@ -325,9 +328,12 @@ class SETRecTrainer(NextItemTrainer):
         validation_features: Mapping[str, torch.Tensor] | None = None,
         max_items: int | None = None,
         cold_share: float = 0.0,
+        keep: float = 0.0,
         **more: Any,
     ) -> None:
         super().__init__(model, args, max_items=max_items or model.config.max_items, **more)
+        self.keep = keep
+        self.start = {name: values.detach().clone() for name, values in model.state_dict().items()} if keep else {}
         self.features = {name: values.to(args.device) for name, values in features.items()}
         known = features if validation_features is None else validation_features
         self.validation_features = {name: values.to(args.device) for name, values in known.items()}
@@ -355,6 +361,30 @@ class SETRecTrainer(NextItemTrainer):
         """Shape: B histories -> (B, V)."""
         self._gather()
         return self.model.score(histories, self.validation_features)
+
+    @contextmanager
+    def blended(self) -> Iterator[None]:
+        """Lends the model the weights that `settle` would give it."""
+        learnt = {name: values.detach().clone() for name, values in self.model.state_dict().items()} if self.keep else {}
+        self._blend()
+        yield
+        if learnt:
+            self.model.load_state_dict(learnt)
+
+    def settle(self) -> None:
+        """Ends a training: the model takes `keep` of its untrained weights back, for good."""
+        self._blend()
+        self.keep, self.start = 0.0, {}
+
+    def _blend(self) -> None:
+        if self.keep:
+            own = self.model.state_dict()
+            self.model.load_state_dict({name: values.lerp(self.start[name], self.keep) for name, values in own.items()})
+
+    def rank_validation(self) -> dict[str, float]:
+        """As the parent's, of the blended weights."""
+        with self.blended():
+            return super().rank_validation()
 
     def _gather(self) -> None:
         """Under FSDP, brings the parameters that scoring reads outside of `forward` (autoencoder, CF map) to this process."""

@@ -139,23 +139,20 @@ def main() -> None:
         domains=domain_of,
         quota=chosen.quota,
         max_items=chosen.max_items,
+        keep=chosen.keep,
         callbacks=[EarlyStoppingCallback(chosen.patience)],
     )
-    first = {name: values.detach().clone() for name, values in model.state_dict().items()}
     before = trainer.rank_validation()
     logger.info("untrained, on %s: %s", chosen.validation, before)
     start, cpu = time.time(), time.process_time()
     with redirect_stdout(sys.stderr):
         run(trainer, chosen.resume)
-    trained = trainer.rank_validation()
-    # Between the start, which no domain has touched, and the end lies what transfers best (Wortsman et al. 2022, WiSE-FT).
-    model.load_state_dict({name: values.lerp(first[name], chosen.keep) for name, values in model.state_dict().items()})
+    trainer.settle()
     report = {
         "command": " ".join(sys.argv),
         "train": {name: {"users": int(n), "items": len(d.catalog)} for name, n, d in zip(names, entries, domains, strict=True)},
         "validation_domain": chosen.validation,
         "untrained": before,
-        "trained": trained,
         "keep": chosen.keep,
         "validation": trainer.rank_validation(),
         "curve": [{k: e[k] for k in ("epoch", "eval_hr@10", "eval_ndcg@10")} for e in trainer.state.log_history if "eval_ndcg@10" in e],
