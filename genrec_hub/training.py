@@ -367,9 +367,11 @@ class SETRecTrainer(NextItemTrainer):
         """Lends the model the weights that `settle` would give it."""
         learnt = {name: values.detach().clone() for name, values in self.model.state_dict().items()} if self.keep else {}
         self._blend()
-        yield
-        if learnt:
-            self.model.load_state_dict(learnt)
+        try:
+            yield
+        finally:
+            if learnt:
+                self.model.load_state_dict(learnt)
 
     def settle(self) -> None:
         """Ends a training: the model takes `keep` of its untrained weights back, for good."""

@@ -112,6 +112,29 @@ def test_the_best_checkpoint_is_kept(trainer):
         assert trained.model.training is training
 
 
+def test_validation_judges_the_blend_that_is_released(trainer, tmp_path):
+    """`keep` of the untrained weights, the rest learnt; the training itself does not notice."""
+    made = []
+    for name, keep in (("plain", 0.0), ("blending", 0.25)):
+        one = trainer("setrec", name, arguments(tmp_path / name, load_best_model_at_end=False), keep=keep)
+        start = {name: values.clone() for name, values in one.model.state_dict().items()}
+        run(one, resume=False)
+        made.append(one)
+    plain, blending = made
+    learnt = plain.model.state_dict()
+    assert any(not torch.equal(values, start[name]) for name, values in learnt.items())
+    for name, values in blending.model.state_dict().items():
+        assert torch.equal(values, learnt[name]), name
+    judged = [entry["eval_ndcg@10"] for entry in blending.state.log_history if "eval_ndcg@10" in entry]
+    blend = {name: 0.75 * values + 0.25 * start[name] for name, values in learnt.items()}
+    blending.settle()
+    for name, values in blending.model.state_dict().items():
+        assert torch.allclose(values, blend[name], atol=1e-7), name
+    plain.model.load_state_dict(blending.model.state_dict())
+    assert plain.rank_validation() == blending.rank_validation()
+    assert blending.rank_validation()["ndcg@10"] == judged[-1]
+
+
 # Candidates
 
 
