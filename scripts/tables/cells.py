@@ -106,6 +106,8 @@ def _table_1(domain: str) -> Iterator[Cell]:
         note="a small T5 from scratch as backbone",
     )
     yield cell("idgenrec-hf", "hf-beam", config=TIMED, needs=("idgenrec",), note="seconds alone")
+    for row in ("setrec", "setrec-t5"):
+        yield cell(f"{row}-seen-kept", "seen-kept", needs=("sasrec", row), note="seen items may be recommended, as published")
 
 
 def _table_4(domain: str) -> Iterator[Cell]:

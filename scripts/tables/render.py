@@ -105,7 +105,7 @@ def _table_1(domain: str, cells: Sequence[Cell], results: Results, pairs: dict[s
             line += [*(map(_number, theirs) if theirs else ["-"] * 4), *([str(took or "-")] if group == "all" else [])]
             lines.append(_row(line))
         lines.append("")
-    lines += _claims(domain, cells, results, pairs) + _times(domain, results)
+    lines += _seen_kept(cells, results) + _claims(domain, cells, results, pairs) + _times(domain, results)
     lines += [
         _missing(cells, results),
         "",
@@ -156,6 +156,19 @@ def _without_fault(cells: Sequence[Cell], results: Results) -> Callable[[Cell], 
         return [_mean(runs, "all", metric) for metric in ("Recall@10", "NDCG@10")]
 
     return twin
+
+
+def _seen_kept(cells: Sequence[Cell], results: Results) -> list[str]:
+    """The rows of a domain when items of the history may be recommended again."""
+    studies = [results[cell.name][0]["study"] for cell in cells if cell.system == "seen-kept" and results[cell.name]]
+    if not studies:
+        return []
+    columns = [(group, metric) for group in studies[0] for metric in ("Recall@10", "NDCG@10")]
+    lines = ["**Seen items kept, as published**", "", _row(["", *(f"{group} {metric}" for group, metric in columns)])]
+    lines.append(_row(["---"] * (1 + len(columns))))
+    rows = {row: study for study in studies for row in study["all"]}
+    lines += [_row([row, *(_number(study[group][row][metric]) for group, metric in columns)]) for row, study in rows.items()]
+    return [*lines, ""]
 
 
 def _claims(domain: str, cells: Sequence[Cell], results: Results, pairs: dict[str, Any]) -> list[str]:

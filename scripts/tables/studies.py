@@ -18,11 +18,12 @@ from sklearn.manifold import TSNE
 
 import genrec_hub
 from genrec_hub import recipes_idgenrec
-from genrec_hub.evaluation import ask
+from genrec_hub.evaluation import ask, evaluate
 from genrec_hub.processing_idgenrec import IDGenRecProcessor
 from genrec_hub.recipes import CHECKPOINTS
 from genrec_hub.text import departments
 
+from .measure import ROOMS
 from .systems import Task
 
 
@@ -62,6 +63,29 @@ def hf_beam(task: Task) -> dict[str, Any]:
     spent["ours"] = time.process_time() - start
     scale = len(cases) / len(histories)
     return {"sample": len(histories), "beams": beams, "cpu_seconds": {name: round(own * scale, 1) for name, own in spent.items()}}
+
+
+def seen_kept(task: Task) -> dict[str, Any]:
+    """A finished SETRec beside SASRec and what needs no training when items of the history may come again, as SETRec was published."""
+    (row,) = set(task.needed) - {"sasrec"}
+    found: dict[str, Any] = evaluate(
+        genrec_hub.load(str(task.needed[row])),
+        task.domain,
+        protocol=task.cell.protocol,
+        exclude_seen=False,
+        sasrec=task.needed["sasrec"],
+        baselines=True,
+        split=task.split,
+        vectors=task.vectors,
+    )
+    rooms = {name: found["groups"].get(f"{name} among {name}") for name in ROOMS}
+    groups = {"all": {**found, **found["metrics"]}, **{name: own for name, own in rooms.items() if own}}
+    shown = {"Recall@10": "Recall@10", "HR@10": "Recall@10", "NDCG@10": "NDCG@10"}
+
+    def picked(means: dict[str, Any]) -> dict[str, float]:
+        return {shown[metric]: value for metric, value in means.items() if metric in shown}
+
+    return {name: {who: picked(means) for who, means in {row: own, **own["baselines"]}.items()} for name, own in groups.items()}
 
 
 def generate(model: Any, processor: Any, inputs: dict[str, torch.Tensor], beams: int, tree: dict[int, Any]) -> torch.Tensor:
@@ -148,6 +172,7 @@ def _only(task: Task) -> Path:
 STUDIES: dict[str, Callable[[Task], dict[str, Any]]] = {
     "beam-optima": optima,
     "hf-beam": hf_beam,
+    "seen-kept": seen_kept,
     "map": layout,
     "evolution": evolution,
 }
