@@ -25,6 +25,7 @@ class SETRecConfig(PreTrainedConfig):
         slot_weights: further weight per slot in the score, CF first; () = all 1.
         prompt_ids: token ids before the history.
         response_ids: token ids between the history and the queries.
+        query_guidance: a query vector for each slot; False gives all slots the same one (the paper's ablation).
         mask: "paper", or "released" for what the published code does instead (see `set_attention` and `backbones`).
         lora: low-rank adapters in the backbone, whose own weights are then frozen: {"r", "alpha", "dropout", "target_modules"}, those left
             out take the published values. None = the whole backbone is trained.
@@ -59,6 +60,7 @@ class SETRecConfig(PreTrainedConfig):
     slot_weights: list[float] | tuple[float, ...] = ()
     prompt_ids: list[int] | tuple[int, ...] = (0,)
     response_ids: list[int] | tuple[int, ...] = ()
+    query_guidance: bool = True
     mask: str = "paper"
     lora: dict[str, Any] | None = None
     max_items: int = 50

@@ -113,7 +113,7 @@ class SETRecModel(HubModel, PreTrainedModel):
             )
         self.semantic = SemanticTokenizer(config)
         self.cf = TokenizerLinear(config.cf_size, width, orthogonal=True) if config.has_cf else None
-        self.queries = nn.Parameter(torch.empty(config.tokens, width))
+        self.queries = nn.Parameter(torch.empty(config.tokens if config.query_guidance else 1, width))
         scales = {"none": 0, "slot": config.tokens, "joint": 1}[config.normalize]
         self.log_scale = nn.Parameter(torch.empty(scales)) if scales else None
         rates = () if isinstance(config.decay, float) else (len(config.decay),)
@@ -277,7 +277,8 @@ class SETRecModel(HubModel, PreTrainedModel):
         )
         items = F.dropout(tokens, config.dropout, self.training) * scale
         read: Any = read_in_encoder if config.has_encoder else read_in_sequence
-        answers = read(self.backbone, layout, items, prompt, response, self.queries.to(tokens.dtype) * scale)
+        queries = self.queries.to(tokens.dtype).expand(self.config.tokens, -1) * scale
+        answers = read(self.backbone, layout, items, prompt, response, queries)
         return F.dropout(answers, config.dropout, self.training)
 
     def _residual(

@@ -133,6 +133,19 @@ def test_a_query_is_nothing_to_the_others(model, slot, packed):
         assert torch.equal(before[:, :, other], after[:, :, other]) == (other != slot)
 
 
+@torch.no_grad()
+def test_without_query_guidance_all_slots_are_asked_alike(tiny_setrec, tmp_path):
+    model, guided = tiny_setrec(cf_size=6, query_guidance=False), tiny_setrec(cf_size=6)
+    asked = inputs([[3, 7, 1], [2], []], features())
+    tokens = model(**asked, packed=True).tokens
+    assert torch.allclose(tokens, tokens[:, :, :1].expand_as(tokens), atol=1e-5)
+    others = {name: values for name, values in model.state_dict().items() if name != "queries"}
+    guided.load_state_dict(others | {"queries": model.queries.expand(4, -1)})
+    assert torch.equal(guided(**asked, packed=True).tokens, tokens)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(AutoModel.from_pretrained(tmp_path)(**asked, packed=True).tokens, tokens)
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 @torch.no_grad()
 def test_eager_is_sdpa(backbone, tiny_setrec):

@@ -164,6 +164,7 @@ def _curves(domain: str) -> Iterator[Cell]:
 
     yield cell("small")
     yield cell("small-mask-released", mask="released")
+    yield cell("small-unguided", query_guidance=False)
     yield cell("small-no-cf", cf=False)
     yield Cell("curves", domain, "given", "small-cf-only", "setrec-beta", {"beta": 0.0}, {}, ("small",), "validation")
     for tokens in (1, 2, 4, 6):

@@ -91,7 +91,8 @@ def training(results: Results, axes: Axes) -> bool:
 
 def ablations(results: Results, axes: Axes) -> bool:
     """Validation NDCG@10 with one part of SETRec taken away."""
-    rows = {"whole": "small", "released mask": "small-mask-released", "no CF": "small-no-cf", "CF alone": "small-cf-only"}
+    parts = {"mask-released": "released mask", "unguided": "one query", "no-cf": "no CF", "cf-only": "CF alone"}
+    rows = {"whole": "small", **{name: f"small-{row}" for row, name in parts.items()}}
     known = {name: _mean(run) for name, row in rows.items() if (run := _first(results, row)) is not None}
     axes.bar(list(known), list(known.values()), color="#4f6bed", label="setrec, small")
     axes.set(ylabel="validation NDCG@10")
