@@ -314,7 +314,8 @@ differs; none is of the papers' size."""
 TABLE_1 = """The authors' split by global time. Recall divides by all targets of a user. *Warm* and *Cold* rank, and search, among the
 items of the group alone, with the targets in it. Seconds are CPU seconds of one thread for the scores of the whole test set; rows that
 search have 20 beams. All rows that search share one recipe that nobody tuned on these data; what SETRec is made of (how it starts,
-guessed CF vectors, epochs) was chosen on the validation users of `setrec_toys`, and the same was taken for the others."""
+what an absent CF vector scores, how much of the start is kept) was chosen on the validation users of `setrec_toys` and `setrec_beauty`,
+epoch, beta and the score of absent CF vectors on those of each split."""
 SPORTS = "Sports has no titles in our sources: its texts are other papers' textual identifiers, so rows that read text are not comparable."
 TABLE_4 = """Leave-one-out, histories in time order, user IDs never written about a target. Published columns: IDGenRec's Table 4 (with
 the leak; Toys sorted by item id) and GRAM's re-evaluation without. `amazon14_sports` has no titles in our sources and is left out."""
