@@ -22,15 +22,11 @@ from .history import History
 from .identifiers import Identifiers, assign_identifiers
 from .modeling_idgenrec import IDGenRecModel
 from .phrases import clean_words, generator_text
-from .prompts import PromptWriter, pad_prompts, pad_tokens
-from .text import STOPWORDS
+from .prompts import PromptWriter, pad_prompts
 from .timing import stage
 from .trie import Trie
+from .writing import IDWriter
 
-WRITTEN_AT_ONCE = 128
-"""Texts whose IDs are written in one batch."""
-MOST_WORDS = 60
-"""Words of a text of which an ID may consist."""
 TYPED_WORDS = 6
 """Words of a typed line that stand for an ID where no generator is at hand."""
 TYPED_KEPT = 2048
@@ -79,7 +75,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         self.prompts = PromptWriter(tokenizer, prompt, has_encoder)
         self.has_encoder = has_encoder
         self._identifiers = identifiers
-        self._spellings: dict[str, tuple[int, ...]] = {}
+        self.writer = IDWriter(tokenizer, max_text)
         self._typed: tuple[tuple[Any, ...], dict[str, list[int]]] = ((), {})
         if identifiers is not None and identifiers.item_ids != self.catalog.ids:
             raise ValueError(f"The identifiers are those of {len(identifiers)} other items than the catalogue's {len(self.catalog)}.")
@@ -107,7 +103,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
     @cached_property
     def trie(self) -> Trie:
         """The prefix tree of the catalogue's IDs."""
-        return Trie.build(self._tokens, self.eos)
+        return Trie.build(self._tokens, self.writer.eos)
 
     @cached_property
     def _tokens(self) -> list[list[int]]:
@@ -165,7 +161,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
 
         return assign_identifiers(
             catalog,
-            partial(self.write, model, progress=written),
+            partial(self.writer.write, model, progress=written),
             partial(self.tokenizer.encode, add_special_tokens=False),
             generator=old.fingerprint if old is not None else model.fingerprint,
             old=old,
@@ -173,61 +169,6 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
             unknown=self.tokenizer.unk_token_id,
             progress=told,
         )
-
-    @torch.inference_mode()
-    def write(
-        self,
-        model: IDGenRecModel,
-        texts: Sequence[str],
-        penalty: float = 1.0,
-        min_length: int = 1,
-        groups: int | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[list[str]]:
-        """The generator's ID candidates for each text, best first; texts of like length share a batch, after which `progress` is told."""
-        tokens = self.text_tokens(texts)
-        found: list[list[str]] = [[]] * len(texts)
-        order = sorted(range(len(texts)), key=lambda row: len(tokens[row]))
-        for start in range(0, len(order), WRITTEN_AT_ONCE):
-            rows = order[start : start + WRITTEN_AT_ONCE]
-            ids, mask = pad_tokens([tokens[row] for row in rows], self.pad, left=True)
-            inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-            words = [self.word_tokens(texts[row]) for row in rows] if model.config.own_words else None
-            candidates = model.write(inputs, penalty, min_length, groups, words)
-            for row, own in zip(rows, candidates.tokens.tolist(), strict=True):
-                decoded = map(clean_words, self.tokenizer.batch_decode(own, skip_special_tokens=True))
-                found[row] = [_whole(text, texts[row]) for text in decoded] if model.config.own_words else list(decoded)
-            if progress is not None:
-                progress(start + len(rows))
-        return found
-
-    def word_tokens(self, text: str) -> list[tuple[int, ...]]:
-        """The words of a text of which an ID may consist, as tokens; each once."""
-        own = clean_words(text, MOST_WORDS).split()
-        telling = [word for word in own if len(word) > 1 and word not in STOPWORDS]
-        return [self._spelled(word) for word in dict.fromkeys(telling or own)]
-
-    def _spelled(self, word: str) -> tuple[int, ...]:
-        if word not in self._spellings:
-            self._spellings[word] = tuple(self.tokenizer.encode(word, add_special_tokens=False))
-        return self._spellings[word]
-
-    def text_tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of texts as the generator reads them, ended by the end token."""
-        if not len(texts):
-            return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=self.max_text - 1)["input_ids"]
-        return [[*own, self.eos] for own in encoded]
-
-    @property
-    def eos(self) -> int:
-        """The token that ends an ID."""
-        return int(self.tokenizer.eos_token_id)
-
-    @property
-    def pad(self) -> int:
-        """The token that fills up."""
-        return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id)
 
     # Histories
 
@@ -264,7 +205,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
             if kept[0] != moment or len(kept[1]) > TYPED_KEPT:
                 kept = self._typed = (moment, {})
             missing = [text for text in typed if text not in kept[1]]
-            kept[1].update(self._spoken(missing, [found[0] for found in self.write(model, missing, groups=1)]))
+            kept[1].update(self._spoken(missing, [found[0] for found in self.writer.write(model, missing, groups=1)]))
             words = kept[1]
         return [
             [words[generator_text(match.item)] if match.row is None else self._tokens[match.row] for match in own.matches] for own in cut
@@ -272,16 +213,16 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
 
     def _spoken(self, texts: Sequence[str], written: Sequence[str]) -> dict[str, list[int]]:
         """The tokens that stand for typed texts: those of the ID that was written for each, or of its own words where that says nothing."""
-        return {text: self._known(own) or self._known(clean_words(text)) for text, own in zip(texts, written, strict=True)}
-
-    def _known(self, text: str) -> list[int]:
-        return [token for token in self.tokenizer.encode(text, add_special_tokens=False) if token != self.tokenizer.unk_token_id]
+        return {
+            text: self.writer.known_tokens(own) or self.writer.known_tokens(clean_words(text))
+            for text, own in zip(texts, written, strict=True)
+        }
 
     def inputs(self, histories: Sequence[Sequence[Sequence[int]]], model: IDGenRecModel | None = None) -> dict[str, torch.Tensor]:
         """Prompts of histories given as ID tokens. Shape: B histories -> input_ids, attention_mask (B, S)."""
         users: list[list[int]] = self.user_tokens(histories, model) if self.prompts.needs_user else [[]] * len(histories)
         cut = [history[-self.max_items :] for history in histories]
-        batch = pad_prompts([self.prompts.write(own, user) for own, user in zip(cut, users, strict=True)], self.pad)
+        batch = pad_prompts([self.prompts.write(own, user) for own, user in zip(cut, users, strict=True)], self.writer.pad)
         return {**batch, "bias": torch.stack([self.copy_bias(own)[-1] for own in cut])} if self.copy else batch
 
     def copy_bias(self, history: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -297,8 +238,8 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
             raise ValueError(f'Prompts of the kind "{self.prompts.kind}" name a user ID, which the model writes: pass model=... .')
         texts = [self.tokenizer.decode([token for own in history for token in own]).strip() or "new" for history in histories]
         distinct = list(dict.fromkeys(texts))
-        written = dict(zip(distinct, (found[0] for found in self.write(model, distinct, groups=1)), strict=True))
-        return [self._known(written[text]) for text in texts]
+        written = dict(zip(distinct, (found[0] for found in self.writer.write(model, distinct, groups=1)), strict=True))
+        return [self.writer.known_tokens(written[text]) for text in texts]
 
     # Recommendations
 
@@ -522,9 +463,3 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         names = ("prompt", "has_encoder", "max_items", "max_text", "copy", "copy_decay", "shortlist")
         own = {name: card[name] for name in names if name in card}
         return cls(tokenizer, catalog, identifiers, **own)
-
-
-def _whole(written: str, text: str) -> str:
-    """What was written, without a last word that was cut where the length ran out."""
-    words = written.split()
-    return " ".join(words[:-1] if words and words[-1] not in clean_words(text, MOST_WORDS).split() else words)

@@ -43,7 +43,7 @@ class WriterTrainer(Trainer):
         **more: Any,
     ) -> None:
         self.processor, self.own_words = processor, model.config.own_words
-        data = _Pairs(texts, processor.text_tokens(texts), processor.tokenizer(list(phrases), add_special_tokens=False)["input_ids"])
+        data = _Pairs(texts, processor.writer.text_tokens(texts), processor.tokenizer(list(phrases), add_special_tokens=False)["input_ids"])
         super().__init__(model.train_only("generator"), args, train_dataset=data, data_collator=self._collate, **more)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBucketSampler:  # type: ignore[type-arg]
@@ -56,11 +56,11 @@ class WriterTrainer(Trainer):
 
     def _collate(self, pairs: list[tuple[str, list[int], list[int]]]) -> dict[str, torch.Tensor]:
         processor = self.processor
-        ids, mask = pad_tokens([tokens for _, tokens, _ in pairs], processor.pad, left=True)
-        batch = {"text_ids": ids, "text_mask": mask, "labels": labels_of([phrase for *_, phrase in pairs], processor.eos)}
+        ids, mask = pad_tokens([tokens for _, tokens, _ in pairs], processor.writer.pad, left=True)
+        batch = {"text_ids": ids, "text_mask": mask, "labels": labels_of([phrase for *_, phrase in pairs], processor.writer.eos)}
         if self.own_words:
-            words = [processor.word_tokens(text) for text, *_ in pairs]
-            batch["legal"] = legal_tokens(words, batch["labels"], processor.eos, len(processor.tokenizer))
+            words = [processor.writer.word_tokens(text) for text, *_ in pairs]
+            batch["legal"] = legal_tokens(words, batch["labels"], processor.writer.eos, len(processor.tokenizer))
         empty = torch.tensor([not tokens for _, tokens, _ in pairs])
         batch["text_mask"][empty, -1] = 1  # something to attend to
         batch["labels"][empty] = -100
@@ -130,7 +130,7 @@ class IDGenRecTrainer(NextItemTrainer):
 
     def labels(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
         """The IDs of some items, one after the other, as labels, and the nodes of the tree before each token. Shape: B lists -> (B, T)."""
-        eos = self.processor.eos
+        eos = self.processor.writer.eos
         tokens = [[token for item in own for token in (*self.tokens[item], eos)][:-1] for own in rows]
         nodes, _ = pad_tokens([[node for item in own for node in self.parents[item]] for own in rows], 0)
         return {"labels": labels_of(tokens, eos), "nodes": nodes}
@@ -213,7 +213,7 @@ class PromptRecommenderTrainer(IDGenRecTrainer):
                 wordings.append(drawn[place])
         users = self.processor.user_tokens(histories, self.model) if self.processor.prompts.needs_user else [[]] * len(histories)
         made = [self.processor.prompts.write(*one) for one in zip(histories, users, wordings, strict=True)]
-        return {**pad_prompts(made, self.processor.pad), **self.labels(targets), **self.biases(histories, targets, every=False)}
+        return {**pad_prompts(made, self.processor.writer.pad), **self.labels(targets), **self.biases(histories, targets, every=False)}
 
 
 class GeneratorTrainer(IDGenRecTrainer):
@@ -228,7 +228,7 @@ class GeneratorTrainer(IDGenRecTrainer):
 
     def __init__(self, model: IDGenRecModel, args: TrainingArguments, *, processor: IDGenRecProcessor, **more: Any) -> None:
         self.raw = [generator_text(item) for item in processor.catalog]
-        self.texts = processor.text_tokens(self.raw)
+        self.texts = processor.writer.text_tokens(self.raw)
         super().__init__(model, args, processor=processor, **more)
         self.data_collator = _one_target
 
@@ -245,10 +245,10 @@ class GeneratorTrainer(IDGenRecTrainer):
             wordings.append(int(draw.integers(len(processor.prompts))))
         items_read = sorted({item for own in histories for item in own})
         row_of = {item: row for row, item in enumerate(items_read)}
-        text_ids, text_mask = pad_tokens([self.texts[item] for item in items_read], processor.pad, left=True)
+        text_ids, text_mask = pad_tokens([self.texts[item] for item in items_read], processor.writer.pad, left=True)
         there = {"input_ids": text_ids.to(self.args.device), "attention_mask": text_mask.to(self.args.device)}
         own_words = self.model.config.own_words
-        words = [processor.word_tokens(self.raw[item]) for item in items_read] if own_words else None
+        words = [processor.writer.word_tokens(self.raw[item]) for item in items_read] if own_words else None
         written = self.model.write(there, penalty=0.0, min_length=2, groups=1, words=words)  # at least one token, so that no item vanishes
         tokens, lengths = written.tokens[:, 0].cpu(), written.lengths[:, 0].cpu()
         own_tokens = [row[:length].tolist() for row, length in zip(tokens, lengths.tolist(), strict=True)]
@@ -259,14 +259,14 @@ class GeneratorTrainer(IDGenRecTrainer):
             processor.prompts.write([own_tokens[row] for row in own], user, wording)
             for own, user, wording in zip(rows, users, wordings, strict=True)
         ]
-        batch = pad_prompts(made, processor.pad)
+        batch = pad_prompts(made, processor.writer.pad)
         soft = torch.full_like(batch["input_ids"], -1)
         for line, (prompt, own) in enumerate(zip(made, rows, strict=True)):
             soft[line, soft.shape[1] - len(prompt.tokens) :] = torch.tensor(soft_places(prompt, own, tokens.shape[1]))
         beyond = torch.arange(tokens.shape[1])[None] > lengths[:, None]
         texts = {"text_ids": text_ids, "text_mask": text_mask, "written": tokens.masked_fill(beyond, -100)}
         if words is not None:
-            texts["legal"] = legal_tokens(words, texts["written"], processor.eos, len(processor.tokenizer))
+            texts["legal"] = legal_tokens(words, texts["written"], processor.writer.eos, len(processor.tokenizer))
         return {**batch, **texts, "soft": soft, **self.labels(targets), **self.biases(known, targets, every=False)}
 
 

@@ -60,7 +60,7 @@ def validity(model: IDGenRecModel, processor: IDGenRecProcessor, histories: Sequ
             max_new_tokens=max(map(len, row_of)) + 1,
             length_penalty=model.config.length_penalty,
             eos_token_id=model.eos,
-            pad_token_id=processor.pad,
+            pad_token_id=processor.writer.pad,
             logits_processor=LogitsProcessorList([] if bias is None else [lambda _, scores, bias=bias: scores + bias]),
         )
         start = 1 if processor.has_encoder else inputs["input_ids"].shape[1]

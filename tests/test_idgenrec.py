@@ -35,7 +35,7 @@ def teacher_forced(model, processor, history: list[int], row: int) -> float:
     """The log-probability of an item's ID by one plain forward."""
     tokens = processor._tokens
     inputs = processor.inputs([[tokens[item] for item in history]], model)
-    target = torch.tensor([[*tokens[row], processor.eos]])
+    target = torch.tensor([[*tokens[row], processor.writer.eos]])
     if model.config.has_encoder:
         start = torch.tensor([[model.recommender.config.decoder_start_token_id]])
         logits = model.recommender(**inputs, decoder_input_ids=torch.cat([start, target[:, :-1]], 1)).logits
@@ -88,7 +88,7 @@ def test_a_tree_is_a_distribution_over_items_and_its_loss_their_likelihood(pair)
     assert torch.allclose(found.scores, scores.gather(1, found.rows), atol=1e-4)
     paths = trie.paths(torch.tensor([5, 7]))
     before = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1].clamp(min=0)], 1)
-    labels = labels_of([tokens[5], tokens[7]], processor.eos)
+    labels = labels_of([tokens[5], tokens[7]], processor.writer.eos)
     loss = model(**inputs, labels=labels, nodes=before[:, : labels.shape[1]], trie=trie, num_items_in_batch=1).loss
     assert float(loss.detach()) == pytest.approx(-float(scores[0, 5] + scores[1, 7]), abs=1e-4)
 
@@ -164,7 +164,7 @@ def test_a_copy_bias_is_added_to_the_logits_wherever_they_are_made(tiny_idgenrec
     assert torch.allclose(found.scores, scores.gather(1, found.rows), atol=1e-4)
     paths = trie.paths(torch.tensor([5]))
     before = torch.cat([torch.zeros_like(paths[:, :1]), paths[:, :-1].clamp(min=0)], 1)
-    labels = labels_of([tokens[5]], processor.eos)
+    labels = labels_of([tokens[5]], processor.writer.eos)
     own = {name: values for name, values in inputs.items() if name != "bias"}
     loss = model(
         **own, labels=labels, nodes=before[:, : labels.shape[1]], trie=trie if normalizer == "tree" else None,
@@ -222,10 +222,10 @@ def test_packed_equals_every_prefix_alone(tiny_idgenrec, id_processor, normalize
     tokens = processor._tokens
     histories = [[3, 10, 31, 5], [22, 7]]
     count = sum(len(tokens[item]) + 1 for own in histories for item in own)
-    rows = [[token for item in own for token in (*tokens[item], processor.eos)] for own in histories]
+    rows = [[token for item in own for token in (*tokens[item], processor.writer.eos)] for own in histories]
     start = torch.full((2, 1), processor.prompts.start)
     nodes, _ = pad_tokens([[node for item in own for node in paths[item]] for own in histories], 0)
-    labels = labels_of([row[:-1] for row in rows], processor.eos)
+    labels = labels_of([row[:-1] for row in rows], processor.writer.eos)
     packed = model(input_ids=start, labels=labels, nodes=nodes, trie=trie, num_items_in_batch=count)
     packed.loss.backward()
     gradients = {name: values.grad.clone() for name, values in model.recommender.named_parameters()}
@@ -233,8 +233,8 @@ def test_packed_equals_every_prefix_alone(tiny_idgenrec, id_processor, normalize
     prompts = [processor.prompts.write([tokens[i] for i in own[:place]]) for own in histories for place in range(len(own))]
     targets = [tokens[own[place]] for own in histories for place in range(len(own))]
     nodes, _ = pad_tokens([paths[item] for own in histories for item in own], 0)
-    labels = labels_of(targets, processor.eos)
-    plain = model(**pad_prompts(prompts, processor.pad), labels=labels, nodes=nodes, trie=trie, num_items_in_batch=count)
+    labels = labels_of(targets, processor.writer.eos)
+    plain = model(**pad_prompts(prompts, processor.writer.pad), labels=labels, nodes=nodes, trie=trie, num_items_in_batch=count)
     plain.loss.backward()
     assert packed.loss.item() == pytest.approx(plain.loss.item(), abs=1e-5)
     for name, values in model.recommender.named_parameters():
@@ -245,18 +245,20 @@ def test_padding_carries_no_loss_and_is_not_read(pair):
     model, processor = pair
     tokens = processor._tokens
     prompts = [processor.prompts.write([tokens[3], tokens[10], tokens[31]]), processor.prompts.write([tokens[22]])]
-    labels = labels_of([tokens[5], tokens[7]], processor.eos)
-    together = model(**pad_prompts(prompts, processor.pad), labels=labels, num_items_in_batch=1).loss
+    labels = labels_of([tokens[5], tokens[7]], processor.writer.eos)
+    together = model(**pad_prompts(prompts, processor.writer.pad), labels=labels, num_items_in_batch=1).loss
     alone = [
-        model(**pad_prompts([prompt], processor.pad), labels=labels_of([tokens[item]], processor.eos), num_items_in_batch=1).loss
+        model(
+            **pad_prompts([prompt], processor.writer.pad), labels=labels_of([tokens[item]], processor.writer.eos), num_items_in_batch=1
+        ).loss
         for prompt, item in zip(prompts, (5, 7), strict=True)
     ]
     assert together.item() == pytest.approx(sum(one.item() for one in alone), abs=1e-4)
     longer = F.pad(labels, (0, 3), value=-100)
-    assert model(**pad_prompts(prompts, processor.pad), labels=longer, num_items_in_batch=1).loss.item() == pytest.approx(
+    assert model(**pad_prompts(prompts, processor.writer.pad), labels=longer, num_items_in_batch=1).loss.item() == pytest.approx(
         together.item(), abs=1e-4
     )
-    texts, mask = pad_tokens(processor.text_tokens(["argan oil", "a wooden puzzle for children"]), processor.pad, left=True)
+    texts, mask = pad_tokens(processor.writer.text_tokens(["argan oil", "a wooden puzzle for children"]), processor.writer.pad, left=True)
     both = model(text_ids=texts, text_mask=mask, labels=labels, num_items_in_batch=1).loss
     one = [
         model(text_ids=texts[row : row + 1][:, mask[row] > 0], labels=labels[row : row + 1], num_items_in_batch=1).loss for row in (0, 1)
@@ -267,19 +269,19 @@ def test_padding_carries_no_loss_and_is_not_read(pair):
 def soft_batch(model, processor):
     """Two prompts of three items, whose texts the generator has written about, and two targets."""
     items = [3, 10, 31]
-    texts, mask = pad_tokens(processor.text_tokens([processor.catalog[i].line for i in items]), processor.pad, left=True)
+    texts, mask = pad_tokens(processor.writer.text_tokens([processor.catalog[i].line for i in items]), processor.writer.pad, left=True)
     written = model.write({"input_ids": texts, "attention_mask": mask}, penalty=0.0, min_length=2, groups=1)
     lengths = written.lengths[:, 0].tolist()
     tokens = written.tokens[:, 0]
     own = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
     orders = [[0, 1, 2], [2, 0]]
     prompts = [processor.prompts.write([own[row] for row in order]) for order in orders]
-    batch = pad_prompts(prompts, processor.pad)
+    batch = pad_prompts(prompts, processor.writer.pad)
     soft = torch.full_like(batch["input_ids"], -1)
     for line, (prompt, order) in enumerate(zip(prompts, orders, strict=True)):
         soft[line, soft.shape[1] - len(prompt.tokens) :] = torch.tensor(soft_places(prompt, order, tokens.shape[1]))
     beyond = torch.arange(tokens.shape[1])[None] > torch.tensor(lengths)[:, None]
-    labels = labels_of([processor._tokens[5], processor._tokens[7]], processor.eos)
+    labels = labels_of([processor._tokens[5], processor._tokens[7]], processor.writer.eos)
     return batch, {"text_ids": texts, "text_mask": mask, "written": tokens.masked_fill(beyond, -100), "soft": soft}, labels
 
 
@@ -415,7 +417,7 @@ def test_a_new_catalogue_gets_ids_and_a_larger_one_keeps_them(tiny_idgenrec, id_
 
 
 def test_indexing_tells_how_far_it_is_and_can_be_stopped(tiny_idgenrec, id_processor, monkeypatch):
-    monkeypatch.setattr("genrec_hub.processing_idgenrec.WRITTEN_AT_ONCE", 4)
+    monkeypatch.setattr("genrec_hub.writing.WRITTEN_AT_ONCE", 4)
     model, processor = tiny_idgenrec(), id_processor()
     items, told = Catalog([Item(f"n-{n}", f"Brass hook {n}") for n in range(20)]), []
     processor.with_catalog(items, lambda done, total: told.append((done, total)), model)
@@ -434,16 +436,14 @@ def test_writing_does_not_depend_on_the_batch(tiny_idgenrec, id_processor):
     for generator in ("t5", "qwen3"):
         model, processor = tiny_idgenrec(generator=generator), id_processor()
         texts = processor.catalog.lines[:9]
-        together = processor.write(model, texts, penalty=2.0)
-        assert together == [processor.write(model, [text], penalty=2.0)[0] for text in texts]
+        together = processor.writer.write(model, texts, penalty=2.0)
+        assert together == [processor.writer.write(model, [text], penalty=2.0)[0] for text in texts]
 
 
 def test_typed_lines_are_written_about_once(pair, monkeypatch):
     model, processor = pair
-    asked, real = [], IDGenRecProcessor.write
-    monkeypatch.setattr(
-        IDGenRecProcessor, "write", lambda self, model, texts, **how: asked.extend(texts) or real(self, model, texts, **how)
-    )
+    asked, real = [], processor.writer.write
+    monkeypatch.setattr(processor.writer, "write", lambda model, texts, **how: asked.extend(texts) or real(model, texts, **how))
     history = processor.read(["Aurora kite", "something of argan oil", "qwertz asdf"])
     first = processor.history_tokens([history], model)
     count = len(asked)
@@ -517,6 +517,6 @@ def test_exact_scores_equal_a_plain_forward(tiny_idgenrec, id_processor):
     model, processor = tiny_idgenrec("t5"), id_processor("item", True)
     tokens = processor._tokens
     inputs = processor.inputs([[tokens[3], tokens[10]]], model)
-    shown = Trie.build([tokens[row] for row in (5, 7, 9)], processor.eos)
+    shown = Trie.build([tokens[row] for row in (5, 7, 9)], processor.writer.eos)
     scores = score_all(model.recommender, inputs, shown, length_penalty=0.0)[0].tolist()
     assert scores == pytest.approx([teacher_forced(model, processor, [3, 10], row) for row in (5, 7, 9)], abs=1e-4)

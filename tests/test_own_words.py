@@ -61,7 +61,7 @@ def test_legal_tokens_of_what_was_written():
 def test_ids_consist_of_the_texts_own_words(tiny_idgenrec, id_processor, generator, length):
     model, processor = tiny_idgenrec(generator=generator, own_words=True, max_length=24), id_processor()
     texts = [*processor.catalog.lines[:8], "hm"]
-    for text, candidates in zip(texts, processor.write(model, texts, penalty=2.0, min_length=length), strict=True):
+    for text, candidates in zip(texts, processor.writer.write(model, texts, penalty=2.0, min_length=length), strict=True):
         for words in map(str.split, candidates):
             assert words
             assert len(words) == len(set(words))
@@ -72,11 +72,11 @@ def test_a_words_probabilities_are_those_of_legal_tokens(tiny_idgenrec, id_proce
     """The score of a written ID is the mean log-probability among legal tokens, by plain teacher forcing."""
     model, processor = tiny_idgenrec(own_words=True, max_length=24), id_processor()
     text = processor.catalog.lines[4]
-    words = [processor.word_tokens(text)]
-    ids = torch.tensor(processor.text_tokens([text]))
+    words = [processor.writer.word_tokens(text)]
+    ids = torch.tensor(processor.writer.text_tokens([text]))
     found = model.write({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, penalty=0.0, groups=1, words=words)
-    labels = labels_of([found.tokens[0, 0, : int(found.lengths[0, 0])].tolist()], processor.eos)
-    legal = legal_tokens(words, labels, processor.eos, len(processor.tokenizer))
+    labels = labels_of([found.tokens[0, 0, : int(found.lengths[0, 0])].tolist()], processor.writer.eos)
+    legal = legal_tokens(words, labels, processor.writer.eos, len(processor.tokenizer))
     logits = model._written_logits(ids, None, labels, legal)
     scores = logits.log_softmax(-1).gather(2, labels[..., None])[0, :, 0]
     assert torch.allclose(scores.mean(), found.scores[0, 0], atol=1e-5)

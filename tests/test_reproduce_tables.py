@@ -272,13 +272,13 @@ def test_the_leak_puts_the_target_into_the_user_id_and_only_the_leak_does(tiny_i
     split = domain.leave_one_out()
     said = []
 
-    class Told(artefacts.UserIDs):
-        def write(self, model, texts, *more, **named):
-            said.append(list(texts))
-            return [["argan oil"] for _ in texts]
+    def write(model, texts, *more, **named):
+        said.append(list(texts))
+        return [["argan oil"] for _ in texts]
 
-    leaky = Told(bare.tokenizer, shop, bare.identifiers, "user").known(split, domain)
-    fair = type("Fair", (IDGenRecProcessor,), {"write": Told.write})(bare.tokenizer, shop, bare.identifiers, "user")
+    leaky = artefacts.UserIDs(bare.tokenizer, shop, bare.identifiers, "user").known(split, domain)
+    fair = IDGenRecProcessor(bare.tokenizer, shop, bare.identifiers, "user")
+    leaky.writer.write = fair.writer.write = write
     own = [leaky.tokens_of(row) for row in split.test.histories]
     model = tiny_idgenrec()
     for processor, leaks in ((leaky, True), (fair, False)):
@@ -305,10 +305,10 @@ def test_generate_finds_what_our_beam_finds(tiny_idgenrec, id_processor, shop):
     inputs = processor.inputs([[processor.identifiers[row].tokens for row in (4, 8)]], model)
     ours = model.recommend(inputs, processor.trie, 5)
     theirs = studies.generate(
-        model, processor, inputs, 5, studies.prefix_tree([own.tolist() for own in processor.identifiers.tokens], processor.eos)
+        model, processor, inputs, 5, studies.prefix_tree([own.tolist() for own in processor.identifiers.tokens], processor.writer.eos)
     )
     prompt = inputs["input_ids"].shape[1]
-    found = [tuple(token for token in own[prompt:] if token not in (processor.eos, processor.pad)) for own in theirs.tolist()]
+    found = [tuple(token for token in own[prompt:] if token not in (processor.writer.eos, processor.writer.pad)) for own in theirs.tolist()]
     assert found == [processor.identifiers[row].tokens for row in ours.rows[0].tolist()]
 
 
@@ -350,7 +350,7 @@ def test_validity_counts_the_ids_that_some_item_has(id_processor, tiny_idgenrec,
         before = [model.eos] if kind == "t5" else asked["input_ids"][0].tolist()
         lines = [[*before, *tokens] for tokens in answers]
         longest = max(map(len, lines))
-        return torch.tensor([[*line, *[processor.pad] * (longest - len(line))] for line in lines])
+        return torch.tensor([[*line, *[processor.writer.pad] * (longest - len(line))] for line in lines])
 
     monkeypatch.setattr(model.recommender, "generate", generate)
     histories = Sequences.of([np.array([1, 2, 9])])

@@ -63,7 +63,7 @@ def test_sentences_ask_for_every_item_but_the_first(tiny_idgenrec, id_processor,
     items = torch.tensor([[3, 10, 31, 5], [-1, -1, 22, 7]])
     batch = trainer.prompts(items, items)
     wanted = [trainer.tokens[item] for item in (10, 31, 5, 7)]
-    eos = trainer.processor.eos
+    eos = trainer.processor.writer.eos
     assert [row[row >= 0].tolist() for row in batch["labels"]] == [[*own, eos] for own in wanted]
     for line, history in enumerate(([3], [3, 10], [3, 10, 31], [22])):
         text = trainer.processor.tokenizer.decode(batch["input_ids"][line], skip_special_tokens=True)

@@ -46,7 +46,7 @@ def hf_beam(task: Task) -> dict[str, Any]:
     cases, _ = ask(task.split.test, exclude_seen=True)
     own = cases.sample(task.config["users"], task.seed).histories
     histories = [[processor.identifiers.tokens[int(item)].tolist() for item in own[row][-processor.max_items :]] for row in range(len(own))]
-    tree = prefix_tree([tokens.tolist() for tokens in processor.identifiers.tokens], processor.eos)
+    tree = prefix_tree([tokens.tolist() for tokens in processor.identifiers.tokens], processor.writer.eos)
     trie = processor.trie
     spent = {"hf": 0.0, "ours-single": 0.0, "ours": 0.0}
     for history in histories:
@@ -96,7 +96,7 @@ def generate(model: Any, processor: Any, inputs: dict[str, torch.Tensor], beams:
         node: dict[int, Any] | None = tree
         for token in tokens[prompt:].tolist():
             node = node.get(token) if node else None
-        return list(node) if node else [processor.eos]
+        return list(node) if node else [processor.writer.eos]
 
     found: torch.Tensor = model.recommender.generate(
         **inputs,
@@ -107,8 +107,8 @@ def generate(model: Any, processor: Any, inputs: dict[str, torch.Tensor], beams:
         renormalize_logits=model.config.normalizer == "tree",
         length_penalty=model.config.length_penalty,
         do_sample=False,
-        pad_token_id=processor.pad,
-        eos_token_id=processor.eos,
+        pad_token_id=processor.writer.pad,
+        eos_token_id=processor.writer.eos,
     )
     return found
 
