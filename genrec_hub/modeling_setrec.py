@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput
 from .backbones import add_adapters, freeze_all_but_adapters, is_supported, merge_adapters, read_in_encoder, read_in_sequence, word_scale
 from .checkpoint import HubModel
 from .configuration_setrec import SETRecConfig
+from .products import fast_products, table_product
 from .semantic_tokenizer import SemanticTokenizer, TokenizerLinear
 from .set_attention import PrefixLayout, SetLayout, length_batches, pad_left, prefix_layout, set_layout
 
@@ -193,7 +194,8 @@ class SETRecModel(HubModel, PreTrainedModel):
             num_items_in_batch: targets of the whole (accumulated, distributed) batch, for the mean.
         """
         config = self.config
-        tokens = self.tokenize(semantic, cf)
+        with fast_products(item_mask.numel(), *self.semantic.last.weight.shape):
+            tokens = self.tokenize(semantic, cf)
         arrange = prefix_layout if config.has_encoder else set_layout
         sizes = (config.tokens, len(config.prompt_ids), len(config.response_ids))
         layout = arrange(item_mask, *sizes, packed, self._token_mask(item_mask, has_cf), config.mask == "released")
@@ -361,7 +363,7 @@ class SETRecModel(HubModel, PreTrainedModel):
         Shape: B arrays of rows, features semantic (V, S), cf (V, C), has_cf (V,) -> (B, V).
         """
         index = self.index(**dict[str, Any](features)) if index is None else index
-        return self.ground(self.recommend_tokens(histories, features)) @ index.T
+        return table_product(self.ground(self.recommend_tokens(histories, features)), index)
 
     @torch.no_grad()
     def set_prior(self, direction: torch.Tensor) -> None:

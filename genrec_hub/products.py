@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 _ROWS, _MATRIX = 32, 2**14
-"""Fewest rows, and numbers of a matrix, that are worth the way there and back: oneDNN has tensors of its own, and the matrix is copied."""
+"""Fewest rows, and numbers of a matrix, that are worth the way there and back: oneDNN lays the matrix out anew."""
 _LAYER = 2**23
 """Multiplications of a layer from which on it pays that each of torch's functions looks here first (about a microsecond each)."""
 
@@ -43,9 +43,14 @@ def table_product(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     ready = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled and not torch.is_grad_enabled()
     plain = rows.device.type == "cpu" and rows.dtype == table.dtype == torch.float32
     if ready and plain and len(rows) > 1 and table.numel() >= _TABLE and table.T.is_contiguous() and _neglected():
-        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, table, None, "none", [], "")
-        return found
+        return _product(rows, table, None)
     return rows @ table.T
+
+
+def _product(rows: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`linear` of oneDNN, which reads plain tensors where they lie. Shape: rows (..., D), matrix (C, D), bias (C,) -> (..., C)."""
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows.contiguous(), matrix, bias, "none", [], "")
+    return found
 
 
 @cache
@@ -60,8 +65,7 @@ class _OneDNN(TorchFunctionMode):
 
     def __torch_function__(self, called: Any, types: Any, given: tuple[Any, ...] = (), named: dict[str, Any] | None = None) -> Any:
         if called is torch.nn.functional.linear and not named and _worth(*given):
-            parts: list[Any] = [part if part is None else part.to_mkldnn() for part in given]
-            return called(*parts).to_dense()
+            return _product(*given, *[None] * (3 - len(given)))
         return called(*given, **(named or {}))
 
 
@@ -69,4 +73,5 @@ def _worth(rows: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None =
     """Shape: rows (..., D), matrix (C, D), bias (C,)."""
     plain = type(matrix) in (torch.Tensor, torch.nn.Parameter) and rows.device.type == "cpu"
     kind = rows.dtype == matrix.dtype == torch.float32 and (bias is None or bias.dtype == torch.float32)
-    return plain and kind and matrix.numel() >= _MATRIX and rows.numel() >= _ROWS * matrix.shape[1]
+    whole = matrix.is_contiguous()  # a part of a matrix goes through a slow loop
+    return plain and kind and whole and matrix.numel() >= _MATRIX and rows.numel() >= _ROWS * matrix.shape[1]
