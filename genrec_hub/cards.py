@@ -123,6 +123,7 @@ def model_index(entries: Sequence[Mapping[str, Any]]) -> list[EvalResult]:
             task_name="Sequential recommendation",
             dataset_type=str(entry["domain"]),
             dataset_name=str(entry["domain"]),
+            dataset_config=None if entry.get("exclude_seen", True) else "with repeats",  # results of one data set and config are one
             dataset_split=str(entry.get("stage", "test")),
             dataset_args={"setup": setup_of(entry)},
             metric_type=name.lower(),
