@@ -55,9 +55,9 @@ def _product(rows: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None
 
 @cache
 def _neglected() -> bool:
-    """Whether this is a processor with AVX-512 that is not Intel's."""
-    info = Path("/proc/cpuinfo")
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and info.is_file() and "GenuineIntel" not in info.read_text()
+    """Whether this is a processor with AVX-512 that is not Intel's, and this torch has the operator."""
+    info, there = Path("/proc/cpuinfo"), hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return there and torch.backends.cpu.get_cpu_capability() == "AVX512" and info.is_file() and "GenuineIntel" not in info.read_text()
 
 
 class _OneDNN(TorchFunctionMode):
