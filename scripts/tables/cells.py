@@ -132,7 +132,7 @@ def _table_4(domain: str) -> Iterator[Cell]:
 def _tables_5_6(domain: str) -> Iterator[Cell]:
     """IDGenRec's Tables 5 and 6: what is trained, and whose IDs the prompt names. Rec-only is the row idgenrec of Table 4."""
     for row, strategy in (("id-only", "generator"), ("alternate", "alternate")):
-        yield Cell("table-5", domain, "leave-one-out", row, "idgenrec", {**IDGENREC, "strategy": strategy}, SEQUENCE)
+        yield Cell("table-5", domain, "leave-one-out", row, "idgenrec", {**LONG_IDS, "strategy": strategy}, LONG)
     for kind in ("item", "user", "both"):
         yield Cell(
             "table-6", domain, "leave-one-out", f"prompt-{kind}", "prompted", {"prompt": kind}, {**SEQUENCE, "epochs": 4}, ("idgenrec",)
