@@ -33,7 +33,7 @@ SHARED = ("train", "evaluate", "identify")
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on stdout.")]
 Model = Annotated[str, typer.Option(help="An embedded checkpoint, a folder, or a Hub name.")]
-Encoder = Annotated[str | None, typer.Option(help="Another sentence encoder than the checkpoint's: fast, a folder, or a Hub name.")]
+Encoder = Annotated[str | None, typer.Option(help="Another sentence encoder than the checkpoint's: fast, minilm, a folder, or a Hub name.")]
 CatalogFile = Annotated[Path | None, typer.Option(help="items.{csv,jsonl,parquet} to recommend from, instead of the checkpoint's own.")]
 
 

@@ -44,7 +44,7 @@ def load(name_or_path: str | Path = DEFAULT_MODEL, encoder: str | None = None, *
 
     Args:
         name_or_path: "setrec-foundation", "path/to/folder" or "org/name".
-        encoder: another sentence encoder than the checkpoint's, such as "fast".
+        encoder: another sentence encoder than the checkpoint's, such as "fast" or "minilm".
         **kwargs: passed on to `from_pretrained` (revision, token, ...).
 
     Raises:

@@ -48,7 +48,7 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         features: `semantic` (V, S) centred unit vectors, `centre` (S,), with spelling vectors `rarity`, and with CF tokens `cf` (V, C),
             `has_cf` (V,).
             Computed with the encoder when None.
-        encoder: name of the sentence encoder ("fast", `pypi:<package>`, a folder, or a Hub name).
+        encoder: name of the sentence encoder ("fast", "minilm", `pypi:<package>`, a folder, or a Hub name).
         max_tokens: where the encoder cuts a text.
         max_items: items of a history that are read, the last ones.
         progress: called with (done, total) while texts are encoded.

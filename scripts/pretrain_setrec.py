@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--config", type=json.loads, default={}, help="JSON of further SETRecConfig values")
     parser.add_argument("--freeze", default="", help="comma-separated parts that stay as they start: semantic, backbone, ...")
     parser.add_argument("--keep", type=float, default=0.5, help="share of the untrained weights in the finished ones")
+    parser.add_argument("--encoder", default="fast", help="of the finished checkpoint, in MiniLM's space; training reads MiniLM")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     chosen = parser.parse_args()
@@ -160,7 +161,9 @@ def main() -> None:
         "cpu_seconds": round(time.process_time() - cpu),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    shop = bare.with_catalog(Catalog.from_file(chosen.catalog))
+    shop = SETRecProcessor(
+        Catalog.from_file(chosen.catalog), encoder=chosen.encoder, spelling=chosen.spelling, crowding=chosen.crowding > 0
+    )
     if processes.first():
         trainer.model.save_pretrained(chosen.output)
         shop.save_pretrained(chosen.output)
