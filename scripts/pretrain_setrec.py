@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--config", type=json.loads, default={}, help="JSON of further SETRecConfig values")
     parser.add_argument("--freeze", default="", help="comma-separated parts that stay as they start: semantic, backbone, ...")
     parser.add_argument("--keep", type=float, default=0.5, help="share of the untrained weights in the finished ones")
-    parser.add_argument("--encoder", default="fast", help="of the finished checkpoint, in MiniLM's space; training reads MiniLM")
+    parser.add_argument("--encoder", default="minilm", help="of the finished checkpoint, in MiniLM's space; training reads MiniLM")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     chosen = parser.parse_args()
