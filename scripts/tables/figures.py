@@ -38,8 +38,10 @@ def tokens(results: Results, axes: Axes) -> bool:
     """Validation NDCG@10 by N, the semantic tokens of an item."""
     found = {n: _first(results, f"small-n{n}" if n != 3 else "small") for n in (1, 2, 3, 4, 6)}
     known = {n: _mean(run) for n, run in found.items() if run is not None}
+    bounds = [run["test"]["groups"]["all"]["NDCG@10"]["ci"] for run in found.values() if run is not None]
     axes.plot(list(known), list(known.values()), marker="o", label="setrec, small")
-    axes.set(xlabel="N, semantic tokens of an item", ylabel="validation NDCG@10")
+    axes.fill_between(list(known), [low for low, _ in bounds], [high for _, high in bounds], alpha=0.15, label="95 % over users")
+    axes.set(xlabel="N, semantic tokens of an item", ylabel="validation NDCG@10", ylim=(0, None))
     return len(known) > 1
 
 
@@ -71,7 +73,7 @@ def size(results: Results, axes: Axes) -> bool:
     rows = {"setrec": ("small-d32", "small", "small-d128"), "tiger": ("tiger-d32", "tiger-d64")}
     for system, names in rows.items():
         runs = [run for run in (_first(results, name) for name in names) if run is not None]
-        if runs:
+        if len(runs) > 1:
             sizes = [run["training"]["parameters"] for run in runs]
             axes.plot(sizes, [_mean(run) for run in runs], label=system)
             axes.scatter(sizes, [_mean(run) for run in runs], [10 + run["test"]["cpu_seconds"] for run in runs])
