@@ -270,7 +270,7 @@ def test_a_refresh_brings_everything_back(visit: Visitor) -> None:
     page.get_by_label("Department").first.click()
     page.get_by_role("option", name="Hair Care & Beauty").click()
     expect(here.lines).to_have_count(3)
-    page.wait_for_timeout(300)
+    page.wait_for_timeout(2000)  # what is kept is written when the server has answered
     page.reload()
     expect(here.history).to_have_value(SHARED["history"])
     expect(here.cards).to_have_count(4)
