@@ -13,12 +13,13 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
+from .batches import EpochOrder, LengthBucketSampler, collate
 from .modeling_idgenrec import IDGenRecModel
 from .own_words import legal_tokens
 from .phrases import generator_text
 from .processing_idgenrec import IDGenRecProcessor
 from .prompts import labels_of, pad_prompts, pad_tokens, soft_places
-from .training import EpochOrder, LengthBucketSampler, NextItemTrainer, collate
+from .training import NextItemTrainer
 
 READ_BY_GENERATOR = 10
 """History items whose IDs are soft in the generator's phase (IDGenRec: half of the history)."""

@@ -18,11 +18,11 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from typer.testing import CliRunner
 
 from genrec_hub import processes
+from genrec_hub.batches import LengthBucketSampler
 from genrec_hub.cli import app
 from genrec_hub.domain import Domain
 from genrec_hub.evaluation import evaluate
 from genrec_hub.grounding import merge, top_k, top_k_of_shares
-from genrec_hub.training import LengthBucketSampler
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 WORKER = Path(__file__).parent / "distributed_worker.py"

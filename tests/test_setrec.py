@@ -15,12 +15,13 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoConfig, AutoModel, AutoProcessor, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
 from genrec_hub import processing_setrec
+from genrec_hub.batches import collate, own_candidates
 from genrec_hub.catalog import Catalog, Item
 from genrec_hub.configuration_setrec import SETRecConfig
 from genrec_hub.domain import Domain, Sequences
 from genrec_hub.modeling_setrec import SETRecModel
 from genrec_hub.processing_setrec import SETRecProcessor
-from genrec_hub.training import SETRecTrainer, collate, own_candidates
+from genrec_hub.training import SETRecTrainer
 
 BACKBONES = ["qwen3", "qwen2", "llama"]
 ATTENTIONS = ["eager", "sdpa"]

@@ -7,20 +7,12 @@ import pytest
 import torch
 from transformers import TrainerCallback, set_seed
 
+from genrec_hub.batches import LengthBucketSampler, TrainingSequences, collate
 from genrec_hub.configuration_sasrec import SASRecConfig
 from genrec_hub.domain import Cases, Sequences
 from genrec_hub.metrics import hit_rate, target_ranks
 from genrec_hub.modeling_sasrec import SASRecModel
-from genrec_hub.training import (
-    LengthBucketSampler,
-    NextItemTrainer,
-    SASRecTrainer,
-    SETRecTrainer,
-    TrainingSequences,
-    collate,
-    run,
-    training_arguments,
-)
+from genrec_hub.training import NextItemTrainer, SASRecTrainer, SETRecTrainer, run, training_arguments
 
 V = 48
 
