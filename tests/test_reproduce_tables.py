@@ -155,6 +155,17 @@ def test_a_checkpoint_at_hand_is_measured_where_it_is(tool, place, caplog):
     assert "no cell" in caplog.text
 
 
+def test_a_row_names_no_checkpoint_that_it_does_not_read(tool):
+    from tables.cells import Cell
+    from tables.render import _command
+
+    typed = "python tables.py --checkpoint toys/sasrec=a --checkpoint toys/setrec=b --only 'toys/*' --checkpoint beauty/sasrec=c"
+    cell = Cell("table-1", "toys", "given", "setrec", "setrec", needs=("sasrec",))
+    assert _command(typed, cell) == typed.removesuffix(" --checkpoint beauty/sasrec=c")
+    popularity = Cell("table-1", "toys", "given", "popularity", "popularity")
+    assert _command(typed, popularity) == "python tables.py --only 'toys/*'"
+
+
 def test_what_is_needed_comes_first(tool, place, caplog):
     _, line = place
     assert tool.main([*line, "--only", "*/optima-tiger"]) == 1

@@ -1,6 +1,7 @@
 """JSON of finished cells -> docs/results.md: no number of ours is typed anywhere."""
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -259,11 +260,23 @@ def _provenance(cells: Sequence[Cell], results: Results) -> list[str]:
         epochs = str(training["settings"]["epochs"]) if training else "-"
         seeds = ", ".join(str(run["seed"]) for run in runs)
         validation = _number(training.get("validation", {}).get("ndcg@10"))
-        line = [cell.row, seeds, runs[0]["commit"], epochs, spent, size, validation, f"`{training.get('command') or runs[0]['command']}`"]
-        if runs[0]["checkpoint"]:
-            line[-1] += f"; measured by `{runs[0]['command']}`"
-        lines.append(_row(line))
+        made, measured = (_command(command, cell) for command in (training.get("command") or runs[0]["command"], runs[0]["command"]))
+        told = f"`{made}`" + f"; measured by `{measured}`" * (bool(runs[0]["checkpoint"]) and made != measured)
+        lines.append(_row([cell.row, seeds, runs[0]["commit"], epochs, spent, size, validation, told]))
     return [*lines, "", f"Machine: {'; '.join(machines)}.", "", "</details>", ""]
+
+
+def _command(typed: str, cell: Cell) -> str:
+    """What was typed, without the checkpoints at hand that this cell does not read."""
+    words, kept = shlex.split(typed), []
+    read = {cell.name, *(f"{cell.domain}/{row}" for row in cell.needs)}
+    while words:
+        word = words.pop(0)
+        if word == "--checkpoint" and words[0].partition("=")[0] not in read:
+            words.pop(0)
+        else:
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def _missing(cells: Sequence[Cell], results: Results) -> str:
