@@ -28,6 +28,7 @@ INVENTED = ("Argan oil shampoo", "Ionic hair dryer", "Wooden puzzle", "Cast iron
 FIELDS = (
     "command",
     "backbone",
+    "foundation",
     "seconds",
     "cpu_seconds",
     "hardware",
@@ -218,7 +219,7 @@ def render_card(
         **more: `license`, `tags`, and `catalog_left_out` where the catalogue stays at home.
     """
     system, report = SYSTEMS[model.config.model_type], read_report(folder)
-    data, base = _data_of(report), report.get("backbone")
+    data, base = _data_of(report), report.get("foundation") or report.get("backbone")
     if base is not None and (not re.fullmatch(r"[\w.-]+/[\w.-]+", base) or Path(base).exists()):
         base = None  # a folder of the trainer's machine
     name = (repo_id or folder.name).rpartition("/")[2]
@@ -265,7 +266,8 @@ def render_card(
 def _data_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The data sets a run was trained on: name, what is known of the size, and the terms."""
     terms = yaml.safe_load((template_folder() / "terms.yaml").read_text(encoding="utf-8"))
-    named = report.get("train") or ({report["data"]["name"] or "data of the trainer's own": report["data"]} if report.get("data") else {})
+    own = report.get("data")
+    named = {**report.get("train", {}), **({own["name"] or "data of the trainer's own": own} if own else {})}
     return [
         {"users": None, "items": None, **facts, "name": name, "license": facts.get("license") or terms.get(name) or ""}
         for name, facts in named.items()

@@ -192,6 +192,12 @@ def train(
     backbone: Annotated[
         str | None, typer.Option(help="A pretrained decoder-only or T5 checkpoint to start from; a small Qwen3 from scratch otherwise.")
     ] = None,
+    foundation: Annotated[
+        str | None,
+        typer.Option(
+            help="SETRec: a foundation checkpoint to fine-tune, setrec-foundation, a folder or a Hub name; better than from scratch."
+        ),
+    ] = None,
     config: Annotated[
         str,
         typer.Option(
@@ -224,9 +230,27 @@ def train(
         from .domain import Domain
         from .recipes import Settings, train_sasrec, train_setrec
 
+        if foundation is not None and (system is not System.setrec or backbone is not None or not cf):
+            raise ValueError("--foundation is a SETRec to fine-tune: give it with `train setrec`, without --backbone and --no-cf.")
         domain = Domain.from_files(items, interactions, check_order)
         settings = Settings(epochs, batch, rate, negatives, every, seed, protocol.value)
-        if system is System.sasrec:
+        if foundation is not None:
+            from .finetuning import finetune_setrec
+
+            pipe = _load(foundation)
+            report = finetune_setrec(
+                pipe.model,
+                pipe.processor,
+                domain,
+                output,
+                settings,
+                resume,
+                sasrec=sasrec,
+                progress=_progress("encoding texts"),
+                arguments=_fields("--arguments", arguments),
+                **_fields("--config", config),
+            )
+        elif system is System.sasrec:
             report = train_sasrec(domain, output, settings, resume)
         elif system is System.idgenrec:
             from .recipes_idgenrec import train_idgenrec

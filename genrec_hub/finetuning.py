@@ -3,23 +3,33 @@
 Dims: N semantic tokens · Q tokens with the CF one · D hidden size · V catalogue size · C CF width.
 """
 
-import logging
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import set_seed
 
+from . import processes
+from .checkpoint import fetch
 from .configuration_setrec import SETRecConfig
 from .domain import Domain, Sequences
-from .modeling_sasrec import SASRecModel
 from .modeling_setrec import SETRecModel
 from .processing_setrec import SETRecProcessor
-from .recipes import DEFAULTS, REPORT, Progress, Settings, finish, negatives_of, refuse_empty, run_arguments, train_sasrec
+from .recipes import (
+    DEFAULTS,
+    REPORT,
+    Progress,
+    Settings,
+    circumstances,
+    finish,
+    negatives_of,
+    refuse_empty,
+    run_arguments,
+    train_sasrec,
+    with_cf,
+)
 from .training import SETRecTrainer
-
-logger = logging.getLogger(__name__)
 
 
 def few_shot(domain: Domain, share: float, seed: int = 0) -> Domain:
@@ -93,6 +103,7 @@ def finetune_setrec(
     *,
     sasrec: str | Path | None = None,
     progress: Progress | None = None,
+    arguments: dict[str, Any] | None = None,
     **config: Any,
 ) -> dict[str, Any]:
     """Fine-tunes a foundation checkpoint on a domain's training sequences and saves it with the domain's catalogue.
@@ -106,11 +117,19 @@ def finetune_setrec(
         resume: go on from the last checkpoint in `output`.
         sasrec: folder of a SASRec trained on the same interactions; trained into `output/cf` when None.
         progress: called with (done, total) while texts are encoded.
+        arguments: further `TrainingArguments`.
         **config: of `SETRecConfig`, where it should differ from the foundation's.
 
     Returns:
         The report that is also written as `training.json`.
+
+    Raises:
+        ValueError: when the model is no SETRec or has a CF slot already, or the SASRec was trained on another catalogue.
     """
+    processes.join()
+    if not isinstance(model, SETRecModel) or model.config.has_cf:
+        raise ValueError("Only a SETRec without a CF slot can be fine-tuned here: give a foundation checkpoint such as setrec-foundation.")
+    origin = origin_of(model)
     chosen = settings.or_else(epochs=7, batch=128, rate=1e-3, negatives=1024)
     output, size = Path(output), len(domain.catalog)
     split = domain.split(chosen.protocol)
@@ -119,25 +138,36 @@ def finetune_setrec(
     folder = Path(sasrec) if sasrec is not None else output / "cf"
     if sasrec is None and not (resume and (folder / REPORT).is_file()):
         train_sasrec(domain, folder, few_shot_settings(len(domain), chosen), resume)
-    tokenizer = SASRecModel.from_pretrained(folder, dtype=torch.float32)
-    if tokenizer.config.catalog_fingerprint != domain.catalog.fingerprint:
-        raise ValueError(f"The SASRec in {folder} was trained on another catalogue than {domain.catalog!r}: train one on this catalogue.")
-    processor = processor.with_cf(tokenizer.item_vectors().numpy(), split.popularity(size) > 0)
+    processor = with_cf(processor, folder, split)
     set_seed(chosen.seed)
     features = processor.features
     tuned = add_cf_slot(model, features["cf"].shape[1], domain.catalog.fingerprint, **config)
     trainer = SETRecTrainer(
         tuned,
-        run_arguments(output, chosen, split),
+        run_arguments(output, chosen, split, arguments),
         features=features,
         sequences=split.training,
         validation=split.validation if len(split.validation) else None,
         catalog_size=size,
         negatives=negatives_of(chosen, size),
     )
-    report = finish(trainer, output, chosen, resume, lambda: {"beta": trainer.choose_beta()})
-    processor.save_pretrained(output)
+    report = finish(trainer, output, chosen, resume, lambda: {"beta": trainer.choose_beta(), **origin, **circumstances(domain)})
+    if trainer.is_world_process_zero():
+        processor.save_pretrained(output)
+    trainer.accelerator.wait_for_everyone()
     return report
+
+
+def origin_of(model: SETRecModel) -> dict[str, Any]:
+    """What the report of a fine-tuned model says of where it comes from: the foundation, and the data whose terms its weights carry."""
+    name = model.name_or_path
+    if not name:
+        return {}
+    path = fetch(name) / REPORT
+    report = json.loads(path.read_text()) if path.is_file() else {}
+    own = report.get("data")
+    train = {**report.get("train", {}), **({own["name"]: own} if own else {})}
+    return {"foundation": Path(name).name if Path(name).is_dir() else name, "train": train}
 
 
 def few_shot_settings(users: int, chosen: Settings) -> Settings:

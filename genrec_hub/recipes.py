@@ -179,12 +179,7 @@ def train_setrec(
         folder = Path(sasrec) if sasrec is not None else output / "cf"
         if sasrec is None and not (resume and (folder / REPORT).is_file()):
             train_sasrec(domain, folder, Settings(seed=chosen.seed, protocol=chosen.protocol), resume)
-        tokenizer = SASRecModel.from_pretrained(folder, dtype=torch.float32)
-        if tokenizer.config.catalog_fingerprint != domain.catalog.fingerprint:
-            raise ValueError(
-                f"The SASRec in {folder} was trained on another catalogue than {domain.catalog!r}: train one on this catalogue."
-            )
-        processor = processor.with_cf(tokenizer.item_vectors().numpy(), split.popularity(size) > 0)
+        processor = with_cf(processor, folder, split)
     features = processor.features
     own = {
         "semantic_size": features["semantic"].shape[1],
@@ -231,6 +226,18 @@ def train_setrec(
         processor.save_pretrained(output)
     trainer.accelerator.wait_for_everyone()
     return report
+
+
+def with_cf(processor: SETRecProcessor, folder: Path, split: Split) -> SETRecProcessor:
+    """Returns a processor with the CF vectors of a SASRec, for the items that occur in training.
+
+    Raises:
+        ValueError: when the SASRec was trained on another catalogue.
+    """
+    tokenizer, catalog = SASRecModel.from_pretrained(folder, dtype=torch.float32), processor.catalog
+    if tokenizer.config.catalog_fingerprint != catalog.fingerprint:
+        raise ValueError(f"The SASRec in {folder} was trained on another catalogue than {catalog!r}: train one on this catalogue.")
+    return processor.with_cf(tokenizer.item_vectors().numpy(), split.popularity(len(catalog)) > 0)
 
 
 def lean(model: SETRecModel, weight: float) -> None:

@@ -149,6 +149,48 @@ def test_train_evaluate_identify_recommend_end_to_end(files, tmp_path, monkeypat
     assert again.exit_code == 0, again.stderr
 
 
+@needs_checkpoint
+@pytest.mark.filterwarnings("ignore")
+def test_a_foundation_is_fine_tuned_and_its_card_names_both_terms(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("GENREC_CACHE", str(tmp_path / "cache"))
+    line = ("train", "setrec", "--items", str(files[0]), "--interactions", str(files[1]), "--output", str(tmp_path / "tuned"))
+    done = run(*line, "--foundation", "setrec-foundation", "--epochs", "1", "--batch", "32", "--config", '{"dropout": 0.1}', "--json")
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["foundation"] == "setrec-foundation"
+    assert "amazon18_cds" in report["train"]
+    assert report["data"]["items"] == 40
+
+    from genrec_hub import load
+    from genrec_hub.cards import render_card
+
+    pipe = load(tmp_path / "tuned")
+    assert pipe.model.config.slots[0] == "cf"
+    assert pipe.model.config.dropout == 0.1
+    card = render_card(pipe.model, pipe, tmp_path / "tuned", [], "me/tuned")
+    assert "license: other" in card
+    assert "Fine-tuned from `setrec-foundation`" in card
+    table = card.partition("## Training")[2].partition("```bash")[0]
+    rows = [row.split(" | ") for row in table.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) == len(report["train"]) + 1  # the foundation's data with their terms, then the trainer's own
+    assert all("not stated" not in row[3] for row in rows[:-1])
+    assert rows[-1][1:3] == ["60", "40"]
+    again = run(*line, "--foundation", "setrec-foundation", "--epochs", "1", "--batch", "32", "--resume")
+    assert again.exit_code == 0, again.stderr
+
+
+@pytest.mark.parametrize("wrong", [("idgenrec",), ("sasrec",), ("setrec", "--no-cf"), ("setrec", "--backbone", "org/x")])
+def test_a_foundation_goes_with_setrec_alone(files, tmp_path, wrong):
+    line = ("--items", str(files[0]), "--interactions", str(files[1]), "--output", str(tmp_path / "x"))
+    done = run("train", *wrong, *line, "--foundation", "setrec-foundation")
+    assert done.exit_code == 1
+    assert "--foundation is a SETRec to fine-tune" in done.stderr
+    if wrong == ("sasrec",):
+        other = run("train", "setrec", *line, "--foundation", "idgenrec-foundation")
+        assert other.exit_code == 1
+        assert "Only a SETRec without a CF slot" in other.stderr
+
+
 def test_training_without_anyone_to_validate_on(files, tmp_path):
     """Two items a user: nothing can be held out, so the last weights are kept and the report says nothing of validation."""
     items, interactions = files
