@@ -31,6 +31,9 @@ from .recipes import (
 )
 from .training import SETRecTrainer
 
+COLD_COST = 0.02
+"""Share of the best validation NDCG@10 that items without interactions may cost."""
+
 
 def few_shot(domain: Domain, share: float, seed: int = 0) -> Domain:
     """Returns a domain with a seeded share of the users and the whole catalogue; a larger share holds the users of a smaller one.
@@ -104,9 +107,14 @@ def finetune_setrec(
     sasrec: str | Path | None = None,
     progress: Progress | None = None,
     arguments: dict[str, Any] | None = None,
+    cold_share: float = 0.15,
+    cold_score: float = 0.5,
     **config: Any,
 ) -> dict[str, Any]:
     """Fine-tunes a foundation checkpoint on a domain's training sequences and saves it with the domain's catalogue.
+
+    How much of the foundation's weights and how much of its scores is kept, validation decides, all of them included: few users teach
+    little (WiSE-FT, Wortsman et al. 2022).
 
     Args:
         model: the foundation model; left as it is.
@@ -118,6 +126,9 @@ def finetune_setrec(
         sasrec: folder of a SASRec trained on the same interactions; trained into `output/cf` when None.
         progress: called with (done, total) while texts are encoded.
         arguments: further `TrainingArguments`.
+        cold_share: share of the items that every step sees as if they had no interactions, so that items without any are recommended well.
+        cold_score: of `SETRecConfig`, what an item without interactions gets in the CF slot while training; validation then chooses. With
+            0 for both, such items stand behind all others.
         **config: of `SETRecConfig`, where it should differ from the foundation's.
 
     Returns:
@@ -130,7 +141,7 @@ def finetune_setrec(
     if not isinstance(model, SETRecModel) or model.config.has_cf:
         raise ValueError("Only a SETRec without a CF slot can be fine-tuned here: give a foundation checkpoint such as setrec-foundation.")
     origin = origin_of(model)
-    chosen = settings.or_else(epochs=7, batch=128, rate=1e-3, negatives=1024)
+    chosen = settings.or_else(epochs=7, batch=128, rate=5e-4, negatives=1024)
     output, size = Path(output), len(domain.catalog)
     split = domain.split(chosen.protocol)
     refuse_empty(split.training)
@@ -141,7 +152,9 @@ def finetune_setrec(
     processor = with_cf(processor, folder, split)
     set_seed(chosen.seed)
     features = processor.features
-    tuned = add_cf_slot(model, features["cf"].shape[1], domain.catalog.fingerprint, **config)
+    tuned = add_cf_slot(
+        model, features["cf"].shape[1], domain.catalog.fingerprint, **{"cold_score": cold_score, "fused_loss": 1.0, **config}
+    )
     trainer = SETRecTrainer(
         tuned,
         run_arguments(output, chosen, split, arguments),
@@ -150,8 +163,16 @@ def finetune_setrec(
         validation=split.validation if len(split.validation) else None,
         catalog_size=size,
         negatives=negatives_of(chosen, size),
+        cold_share=cold_share,
+        keep=0.5,
     )
-    report = finish(trainer, output, chosen, resume, lambda: {"beta": trainer.choose_beta(), **origin, **circumstances(domain)})
+    report = finish(
+        trainer,
+        output,
+        chosen,
+        resume,
+        lambda: {"keep": trainer.choose_keep(), **trainer.choose(COLD_COST), **origin, **circumstances(domain)},
+    )
     if trainer.is_world_process_zero():
         processor.save_pretrained(output)
     trainer.accelerator.wait_for_everyone()

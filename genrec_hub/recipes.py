@@ -215,13 +215,7 @@ def train_setrec(
         cold_share=cold_share,
         keep=keep,
     )
-
-    def after() -> dict[str, Any]:
-        trainer.settle()
-        cold_scores = {"cold_score": trainer.choose_cold_score()} if model.config.cold_score else {}
-        return {"beta": trainer.choose_beta(), **cold_scores, **circumstances(domain, backbone)}
-
-    report = finish(trainer, output, chosen, resume, after)
+    report = finish(trainer, output, chosen, resume, lambda: {**trainer.choose(), **circumstances(domain, backbone)})
     if trainer.is_world_process_zero():
         processor.save_pretrained(output)
     trainer.accelerator.wait_for_everyone()

@@ -28,6 +28,9 @@ from .modeling_setrec import SETRecModel
 
 logger = logging.getLogger(__name__)
 
+BETAS = tuple(float(beta) for beta in np.round(np.arange(0, 1.01, 0.05), 2))
+"""Weights of the semantic tokens that validation chooses from."""
+
 
 class NextItemTrainer(Trainer):
     """What both systems share: sequences in, candidates per step, ranked validation.
@@ -300,7 +303,31 @@ class SETRecTrainer(NextItemTrainer):
         if hasattr(self.model, "unshard"):
             self.model.unshard()
 
-    def choose_beta(self, grid: Sequence[float] = tuple(np.round(np.arange(0, 1.01, 0.05), 2))) -> dict[float, float]:
+    def choose(self, cost: float = 0.05) -> dict[str, dict[float, float]]:
+        """Ends a training: settles the weights, then what scores alone depend on. Returns the curves of what was chosen.
+
+        Args:
+            cost: of items without interactions, see `choose_cold_score`.
+        """
+        self.settle()
+        cold = {"cold_score": self.choose_cold_score(cost)} if self.model.config.cold_score else {}
+        return {"beta": self.choose_beta(), **cold}
+
+    def choose_keep(self, grid: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)) -> dict[float, float]:
+        """Sets `keep` to the best of a grid by validation NDCG@10, each with the beta that suits it. Returns keep -> NDCG@10.
+
+        With all of its start and beta 1 a fine-tuned model answers much as the one that it came from, so that little is lost where little
+        could be learnt.
+        """
+        before, means = self.keep, {}
+        for share in grid:
+            self.keep = share
+            with self.blended():
+                means[share] = max(self._validated("beta", BETAS).values(), default=0.0)
+        self.keep = max(means, key=lambda share: means[share]) if any(means.values()) else before
+        return means if any(means.values()) else {}
+
+    def choose_beta(self, grid: Sequence[float] = BETAS) -> dict[float, float]:
         """Sets `config.beta` to the best of a grid by validation NDCG@10; histories are encoded once. Returns beta -> NDCG@10."""
         means = self._validated("beta", grid)
         if means:

@@ -88,9 +88,22 @@ def test_finetune(tmp_path, synthetic_domain, tiny_setrec, encoder, monkeypatch)
     assert (tuned.config.has_cf, tuned.config.fused_loss) == (True, 0.5)
     assert tuned.config.beta == max(report["beta"], key=report["beta"].get)
     assert tuned.config.catalog_fingerprint == processor.catalog.fingerprint == domain.catalog.fingerprint
+    assert set(report["keep"]) == {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert tuned.config.cold_score in report["cold_score"]
     known = domain.split().popularity(40) > 0
     assert processor.features["has_cf"].tolist() == known.tolist()
     assert processor.features["cf"].shape == (40, 64)
+    plain = finetune_setrec(
+        model,
+        SETRecProcessor(None, None, encoder),
+        domain,
+        tmp_path / "plain",
+        settings,
+        sasrec=tmp_path / "tuned" / "cf",
+        cold_share=0,
+        cold_score=0,
+    )
+    assert "cold_score" not in plain
     other = synthetic_domain(20, 40, 1)
     with pytest.raises(ValueError, match="trained on another catalogue"):
         finetune_setrec(model, SETRecProcessor(None, None, encoder), other, tmp_path / "x", settings, sasrec=tmp_path / "tuned" / "cf")

@@ -348,6 +348,23 @@ def test_beta_is_the_argmax_on_validation(trainer):
     assert trainer("setrec", validation=None).choose_beta() == {}
 
 
+def test_validation_chooses_how_much_of_the_start_is_kept(trainer, tmp_path):
+    made = trainer("setrec", "choosing", arguments(tmp_path / "choosing", load_best_model_at_end=False), keep=0.5)
+    start = {name: values.clone() for name, values in made.model.state_dict().items()}
+    run(made, resume=False)
+    learnt = {name: values.clone() for name, values in made.model.state_dict().items()}
+    curve = made.choose_keep((0.0, 0.5, 1.0))
+    assert made.keep == max(curve, key=curve.get)
+    assert len(set(curve.values())) > 1
+    for name, values in made.model.state_dict().items():
+        assert torch.equal(values, learnt[name]), name  # nothing is blended before `settle`
+    for share, best in curve.items():
+        made.model.load_state_dict({name: values.lerp(start[name], share) for name, values in learnt.items()})
+        made.keep = 0.0
+        assert max(made.choose_beta().values()) == pytest.approx(best, abs=1e-9)
+    assert trainer("setrec", validation=None, keep=0.5).choose_keep() == {}
+
+
 @pytest.mark.parametrize("grounding", ["token", "latent"])
 def test_items_without_interactions_get_what_the_others_can_spare(trainer, grounding):
     made = trainer("setrec", config={"grounding": grounding})
