@@ -1,6 +1,6 @@
 """JSON of finished cells -> figures; each is one function of the results, and is left out while its cells are not there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,16 @@ def _first(results: Results, row: str) -> dict[str, Any] | None:
 
 def _mean(run: dict[str, Any], metric: str = "NDCG@10", group: str = "all") -> float:
     return float(run["test"]["groups"][group][metric]["mean"])
+
+
+def _with_intervals(axes: Axes, places: Sequence[float], runs: Sequence[dict[str, Any]], **how: Any) -> None:
+    """Means of NDCG@10 with their 95 % intervals over users."""
+    means, bounds = [_mean(run) for run in runs], [run["test"]["groups"]["all"]["NDCG@10"]["ci"] for run in runs]
+    reach = [
+        [mean - low for mean, (low, _) in zip(means, bounds, strict=True)],
+        [high - mean for mean, (_, high) in zip(means, bounds, strict=True)],
+    ]
+    axes.errorbar(places, means, reach, capsize=3, linewidth=1, **how)
 
 
 def beams(results: Results, axes: Axes) -> bool:
@@ -70,15 +80,17 @@ def popularity(results: Results, axes: Axes) -> bool:
 
 def size(results: Results, axes: Axes) -> bool:
     """Validation NDCG@10 by parameters, three widths a system; the area of a dot is the CPU time of the validation."""
-    rows = {"setrec": ("small-d32", "small", "small-d128"), "tiger": ("tiger-d32", "tiger-d64")}
+    rows = {"setrec": ("small-d32", "small", "small-d128"), "tiger": ("tiger-d32", "tiger-d64", "tiger-d128")}
     for system, names in rows.items():
         runs = [run for run in (_first(results, name) for name in names) if run is not None]
-        if len(runs) > 1:
-            sizes = [run["training"]["parameters"] for run in runs]
-            axes.plot(sizes, [_mean(run) for run in runs], label=system)
-            axes.scatter(sizes, [_mean(run) for run in runs], [10 + run["test"]["cpu_seconds"] for run in runs])
-    axes.set(xlabel="parameters (area: CPU seconds to answer)", ylabel="validation NDCG@10", xscale="log")
-    return bool(axes.lines)
+        sizes = [
+            run["training"]["parameters"] for name in names if (run := _first(results, name.replace("tiger-d128", "tiger"))) is not None
+        ]
+        if len(runs) == len(names):
+            _with_intervals(axes, sizes, runs, label=system)
+            axes.scatter(sizes, [_mean(run) for run in runs], [10 * run["test"]["cpu_seconds"] for run in runs])
+    axes.set(xlabel="parameters (area: CPU seconds to answer)", ylabel="validation NDCG@10", xscale="log", ylim=(0, None))
+    return bool(axes.containers)
 
 
 def training(results: Results, axes: Axes) -> bool:
@@ -93,10 +105,11 @@ def training(results: Results, axes: Axes) -> bool:
 
 def ablations(results: Results, axes: Axes) -> bool:
     """Validation NDCG@10 with one part of SETRec taken away."""
-    parts = {"mask-released": "released mask", "unguided": "one query", "no-cf": "no CF", "cf-only": "CF alone"}
+    parts = {"mask-released": "released\nmask", "unguided": "one\nquery", "no-cf": "no CF", "cf-only": "CF alone"}
     rows = {"whole": "small", **{name: f"small-{row}" for row, name in parts.items()}}
-    known = {name: _mean(run) for name, row in rows.items() if (run := _first(results, row)) is not None}
-    axes.bar(list(known), list(known.values()), color="#4f6bed", label="setrec, small")
+    known = {name: run for name, row in rows.items() if (run := _first(results, row)) is not None}
+    axes.bar(list(known), [_mean(run) for run in known.values()], color="#4f6bed", label="setrec, small")
+    _with_intervals(axes, range(len(known)), list(known.values()), fmt="none", color="black", label="95 % over users")
     axes.set(ylabel="validation NDCG@10")
     return len(known) > 1
 

@@ -10,7 +10,7 @@ from . import figures, published
 from .cells import CODES, FREE, IDGENREC_DOMAINS, SETREC_DOMAINS, Cell
 from .measure import METRICS, compare, write_json
 
-HERO = {"table-1": "setrec", "table-4": "idgenrec"}
+HERO = {"table-1": "setrec", "table-4": "idgenrec", "table-6": "prompt-item", "curves": "small"}
 """Whose row is compared with all others of its domain, in pairs."""
 COMPARISONS = "comparisons.json"
 Results = dict[str, list[dict[str, Any]]]

@@ -178,6 +178,12 @@ def _save_small_t5(folder: Path, hidden: int, seed: int) -> None:
     T5Model(config).save_pretrained(folder)
 
 
+def _finished(task: Task) -> Ranker:
+    """A finished checkpoint as it is, of whose test row this is the validation."""
+    (folder,) = task.needed.values()
+    return loaded(task, folder)
+
+
 def _setrec_beta(task: Task) -> Ranker:
     """A finished SETRec at another weight of its semantic tokens: 0 is its CF token alone."""
     (folder,) = task.needed.values()
@@ -211,6 +217,7 @@ SYSTEMS: dict[str, Callable[[Task], Ranker]] = {
     "setrec": _setrec,
     "setrec-t5": _setrec_t5,
     "setrec-beta": _setrec_beta,
+    "finished": _finished,
     "idgenrec": _idgenrec,
     "prompted": _prompted,
 }
