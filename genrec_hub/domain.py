@@ -78,6 +78,25 @@ class Cases:
         rows = np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False))
         return self.select(rows)
 
+    def asked(self, exclude_seen: bool = True) -> tuple["Cases", int]:
+        """Returns the cases with distinct targets, and how many users have had all of theirs before.
+
+        Args:
+            exclude_seen: leave out targets that stand in the history, and the users who have no others.
+        """
+        kept, targets, repeats = [], [], 0
+        for row in range(len(self)):
+            own = self.targets[row]
+            own = own[np.sort(np.unique(own, return_index=True)[1])]
+            fresh = own[~np.isin(own, self.histories[row])]
+            repeats += not len(fresh)
+            own = fresh if exclude_seen else own
+            if len(own):
+                kept.append(row)
+                targets.append(own)
+        rows = np.array(kept, np.int64)
+        return Cases(self.users[rows], Sequences.of([self.histories[row] for row in kept]), Sequences.of(targets)), repeats
+
 
 @dataclass(frozen=True)
 class Split:

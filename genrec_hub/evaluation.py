@@ -82,7 +82,7 @@ def evaluate(
     """
     start = time.perf_counter()
     split = split or domain.split(protocol)
-    asked, repeat_targets = ask(split.cases(stage).sample(max_users, seed), exclude_seen)
+    asked, repeat_targets = split.cases(stage).sample(max_users, seed).asked(exclude_seen)
     if not len(asked) and not repeat_targets:
         raise ValueError(f"No user has a {stage} target under {protocol}: leave-one-out needs users with at least 3 interactions.")
     trained = SASRecRanker.from_folder(sasrec, domain.catalog) if isinstance(sasrec, str | Path) else sasrec
@@ -228,22 +228,6 @@ class _Sheet:
                 self.best[user], self.ranks[user], self.lists[user] = np.array(best, np.int64), np.array(ranks, np.int64), shown
         rows = [row for row, own in enumerate(self.ranks) if len(own)]
         return Answer([self.best[row] for row in rows], [self.ranks[row] for row in rows], self.lists[rows], among)
-
-
-def ask(cases: Cases, exclude_seen: bool) -> tuple[Cases, int]:
-    """Keeps distinct targets, not seen before when seen items are excluded; counts the users who had seen all of theirs."""
-    kept, targets, repeats = [], [], 0
-    for row in range(len(cases)):
-        own = cases.targets[row]
-        own = own[np.sort(np.unique(own, return_index=True)[1])]
-        fresh = own[~np.isin(own, cases.histories[row])]
-        repeats += not len(fresh)
-        own = fresh if exclude_seen else own
-        if len(own):
-            kept.append(row)
-            targets.append(own)
-    rows = np.array(kept, np.int64)
-    return Cases(cases.users[rows], Sequences.of([cases.histories[row] for row in kept]), Sequences.of(targets)), repeats
 
 
 def ranker_of(model: Ranker | Rankable, domain: Domain, split: Split, zero_shot: bool, exclude_seen: bool) -> Ranker:

@@ -37,7 +37,7 @@ class NextItemTrainer(Trainer):
 
     Args:
         sequences: training sequences (rows of the catalogue).
-        validation: cases for choosing the checkpoint; a seeded sample of at most `max_validation`.
+        validation: cases for choosing the checkpoint, repeats left out where anything else is; a seeded sample of at most `max_validation`.
         negatives: items drawn per step besides the batch's own targets; 0 = the whole catalogue.
         popular_negatives: draw from the interactions instead of evenly from the items that occur in them.
         catalog_size: V.
@@ -73,7 +73,10 @@ class NextItemTrainer(Trainer):
         processes.join()
         if args.world_size != processes.count():
             raise RuntimeError(f"The Trainer trains with {args.world_size} processes, but {processes.count()} have met.")
-        self.validation = None if validation is None else validation.sample(max_validation, args.seed)
+        self.validation = None
+        if validation is not None:
+            fresh, _ = validation.asked()  # what has been bought is not recommended, here as in `evaluate`
+            self.validation = (fresh if len(fresh) else validation).sample(max_validation, args.seed)
         self.catalog_size, self.negatives, self.quota = catalog_size, negatives, quota
         self.domains = np.zeros(catalog_size, np.int64) if domains is None else domains
         drawn = sequences.items if popular_negatives else np.unique(sequences.items)

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from genrec_hub import Domain, load
 from genrec_hub.baselines import Ranker, SASRecRanker, baseline_rankers
 from genrec_hub.domain import Cases, Sequences, Split
-from genrec_hub.evaluation import Answer, ask, rank, ranker_of, report, text_vectors
+from genrec_hub.evaluation import Answer, rank, ranker_of, report, text_vectors
 from genrec_hub.metrics import ndcg, paired_difference
 from genrec_hub.pipeline import embedded
 
@@ -63,7 +63,7 @@ class Question:
     def of(cls, name: str, domain: Domain, exclude_seen: bool, options: argparse.Namespace) -> "Question":
         """Asks a domain for its users; the key changes with anything that an answer depends on but the row."""
         split = domain.split(options.protocol)
-        cases, repeats = ask(split.cases(options.stage).sample(options.max_users, options.seed), exclude_seen)
+        cases, repeats = split.cases(options.stage).sample(options.max_users, options.seed).asked(exclude_seen)
         if not len(cases):
             raise ValueError(f"{name}: no user has a {options.stage} target under {options.protocol}, so there is nothing to evaluate.")
         key = hashlib.sha256(f"{domain.catalog.fingerprint} {exclude_seen}".encode())

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from genrec_hub import Domain, load
 from genrec_hub.baselines import Ranker, SASRecRanker, baseline_rankers
 from genrec_hub.domain import Split
-from genrec_hub.evaluation import ask, rank, ranker_of, report, text_vectors
+from genrec_hub.evaluation import rank, ranker_of, report, text_vectors
 from genrec_hub.finetuning import few_shot, few_shot_settings, finetune_setrec
 from genrec_hub.metrics import ndcg, paired_difference
 from genrec_hub.recipes import REPORT, Settings, train_sasrec
@@ -47,7 +47,7 @@ def tune(share: float, domain: Domain, pipe: Any, options: argparse.Namespace) -
         finetune_setrec(pipe.model, pipe.processor, few, folder / "setrec", settings, options.resume, sasrec=sasrec, **options.config)
     whole, own = domain.split(options.protocol), few.split(options.protocol)
     split = Split(own.training, whole.validation, whole.test)
-    cases, repeats = ask(split.cases(options.stage).sample(options.max_users, options.seed), True)
+    cases, repeats = split.cases(options.stage).sample(options.max_users, options.seed).asked()
     vectors = text_vectors(domain.catalog)
     rankers: dict[str, Ranker] = {
         "model": ranker_of(load(folder / "setrec"), domain, split, False, True),

@@ -17,7 +17,7 @@ from tables import artefacts, cells, figures, measure, published, studies
 from tables.cells import Cell
 
 from genrec_hub.domain import Domain, Sequences
-from genrec_hub.evaluation import ask, evaluate, rank
+from genrec_hub.evaluation import evaluate, rank
 from genrec_hub.metrics import ndcg
 from genrec_hub.pipeline import DomainRanker
 from genrec_hub.processing_idgenrec import IDGenRecProcessor
@@ -215,7 +215,7 @@ def test_a_search_looks_in_the_room_alone(tiny_idgenrec, id_processor, shop):
         )
     torch.testing.assert_close(found[:, room], exact[:, torch.from_numpy(room)], atol=1e-5, rtol=1e-5)
     cases = Domain(shop, ["a", "b", "c"], Sequences.of([np.append(own, (8, row)) for own, row in zip(histories, (3, 17, 20), strict=True)]))
-    asked, _ = ask(cases.leave_one_out().test, True)
+    asked, _ = cases.leave_one_out().test.asked()
     answer = rank({"row": ranker}, asked, len(shop), rooms={"cold": room})["row"].among["cold"]
     assert len(answer.ranks) == 2  # the third target lies outside
     assert all(own.max() <= 4 for own in answer.ranks)

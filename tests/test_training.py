@@ -104,6 +104,14 @@ def test_the_best_checkpoint_is_kept(trainer):
         assert trained.model.training is training
 
 
+def test_repeats_are_no_validation_targets(trainer):
+    """Seen items are excluded, so a target that was seen says nothing; where all are, they have to do."""
+    histories, targets = [np.array([1, 2]), np.array([3, 4]), np.array([5])], [np.array([2]), np.array([9]), np.array([7])]
+    cases = Cases(np.arange(3), Sequences.of(histories), Sequences.of(targets))
+    assert trainer("sasrec", validation=cases).validation.users.tolist() == [1, 2]
+    assert trainer("sasrec", validation=cases.select(np.array([0]))).validation.users.tolist() == [0]
+
+
 def test_validation_judges_the_blend_that_is_released(trainer, tmp_path):
     """`keep` of the untrained weights, the rest learnt; the training itself does not notice."""
     made = []

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from genrec_hub.baselines import Ranker
 from genrec_hub.domain import Split, Stage
-from genrec_hub.evaluation import Answer, ask, rank, report
+from genrec_hub.evaluation import Answer, rank, report
 from genrec_hub.metrics import bootstrap_interval, paired_difference, per_user
 
 ROOMS = ("warm", "cold")
@@ -59,7 +59,7 @@ def measure(
     Returns:
         `users`, `seconds` and `cpu_seconds` of all users, `groups` -> metric -> mean and interval.
     """
-    cases, repeats = ask(split.cases(stage).sample(users, 0), exclude_seen=True)
+    cases, repeats = split.cases(stage).sample(users, 0).asked()
     counts = split.popularity(len(vectors))
     masks = {"warm": counts > 0, "cold": counts == 0}
     asked = np.unique(cases.targets.items)

@@ -18,7 +18,7 @@ from sklearn.manifold import TSNE
 
 import genrec_hub
 from genrec_hub import recipes_idgenrec
-from genrec_hub.evaluation import ask, evaluate
+from genrec_hub.evaluation import evaluate
 from genrec_hub.processing_idgenrec import IDGenRecProcessor
 from genrec_hub.recipes import CHECKPOINTS
 from genrec_hub.text import departments
@@ -43,7 +43,7 @@ def hf_beam(task: Task) -> dict[str, Any]:
     """
     pipe = genrec_hub.load(str(_only(task)))
     model, processor, beams = pipe.model.eval(), pipe.processor, int(task.config["beams"])
-    cases, _ = ask(task.split.test, exclude_seen=True)
+    cases, _ = task.split.test.asked()
     own = cases.sample(task.config["users"], task.seed).histories
     histories = [[processor.identifiers.tokens[int(item)].tolist() for item in own[row][-processor.max_items :]] for row in range(len(own))]
     tree = prefix_tree([tokens.tolist() for tokens in processor.identifiers.tokens], processor.writer.eos)
