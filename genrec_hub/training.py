@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 BETAS = tuple(float(beta) for beta in np.round(np.arange(0, 1.01, 0.05), 2))
 """Weights of the semantic tokens that validation chooses from."""
+TENTHS = BETAS[::2]
 
 
 class NextItemTrainer(Trainer):
@@ -317,7 +318,7 @@ class SETRecTrainer(NextItemTrainer):
         return {"beta": self.choose_beta(), **cold}
 
     def choose_keep(self, grid: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)) -> dict[float, float]:
-        """Sets `keep` to the best of a grid by validation NDCG@10, each with the beta that suits it. Returns keep -> NDCG@10.
+        """Sets `keep` to the best of a grid by validation NDCG@10, each with the scores that suit it. Returns keep -> NDCG@10.
 
         With all of its start and beta 1 a fine-tuned model answers much as the one that it came from, so that little is lost where little
         could be learnt.
@@ -326,49 +327,60 @@ class SETRecTrainer(NextItemTrainer):
         for share in grid:
             self.keep = share
             with self.blended():
-                means[share] = max(self._validated("beta", BETAS).values(), default=0.0)
+                means[share] = max(
+                    self._validated(TENTHS, (0.1, 0.3, 0.5) if self.model.config.cold_score else (0.0,)).values(), default=0.0
+                )
         self.keep = max(means, key=lambda share: means[share]) if any(means.values()) else before
         return means if any(means.values()) else {}
 
     def choose_beta(self, grid: Sequence[float] = BETAS) -> dict[float, float]:
-        """Sets `config.beta` to the best of a grid by validation NDCG@10; histories are encoded once. Returns beta -> NDCG@10."""
-        means = self._validated("beta", grid)
+        """Sets `config.beta` to the best of a grid by validation NDCG@10. Returns beta -> NDCG@10."""
+        means = {beta: mean for (beta, _), mean in self._validated(grid, (self.model.config.cold_score,)).items()}
         if means:
             self.model.config.beta = max(means, key=lambda beta: means[beta])
         return means
 
     def choose_cold_score(
-        self, cost: float = 0.05, grid: Sequence[float] = tuple(np.round(np.arange(0.05, 1.01, 0.05), 2))
+        self, cost: float = 0.05, grid: Sequence[float] = (0.05, *TENTHS[1:]), betas: Sequence[float] = TENTHS
     ) -> dict[float, float]:
         """Sets `config.cold_score` to the highest of a grid that costs at most this share of the best validation NDCG@10.
 
-        Items without interactions are rare among validation targets and become common later, so that the best value on validation is too
-        low for them: they get as much as the others can spare. Returns cold_score -> NDCG@10.
+        Each is judged with the beta that suits it. Items without interactions are rare among validation targets and become common later,
+        so that the best value on validation is too low for them: they get as much as the others can spare. Returns cold_score -> NDCG@10.
         """
-        means = self._validated("cold_score", grid)
-        if means:
-            self.model.config.cold_score = max(score for score, mean in means.items() if mean >= (1 - cost) * max(means.values()))
+        found = self._validated(betas, grid)
+        if not found:
+            return {}
+        means = {float(score): max(mean for (_, own), mean in found.items() if own == score) for score in grid}
+        self.model.config.cold_score = max(score for score, mean in means.items() if mean >= (1 - cost) * max(means.values()))
         return means
 
-    def _validated(self, name: str, grid: Sequence[float]) -> dict[float, float]:
-        """Validation NDCG@10 by the values of a setting that scores alone depend on; none without a CF slot or validation cases."""
+    def _validated(self, betas: Sequence[float], cold_scores: Sequence[float]) -> dict[tuple[float, float], float]:
+        """Validation NDCG@10 by beta and cold_score, of which scores alone depend; none without a CF slot or validation cases.
+
+        Histories are encoded once, and multiplied with the catalogue three times: scores are linear in beta, and those of the CF slot in
+        what stands for an absent vector.
+        """
         model, cases = self.model.eval(), self.validation
         if not model.config.has_cf or cases is None:
             return {}
-        before = getattr(model.config, name)
-        curve: dict[float, list[np.ndarray]] = {value: [] for value in grid}
+        before = model.config.beta, model.config.cold_score
+        ranks: dict[tuple[float, float], list[np.ndarray]] = {(float(beta), float(cold)): [] for beta in betas for cold in cold_scores}
         self._gather()
-        setattr(model.config, name, float(grid[0]))
+        model.config.cold_score = 1.0  # the index has a column for it
         index = model.index(**self.validation_features)
         for start in range(0, len(cases), 256):
             rows = range(start, min(start + 256, len(cases)))
             histories, targets = [cases.histories[r] for r in rows], [cases.targets[r] for r in rows]
-            generated = model.recommend_tokens(histories, self.validation_features)
-            for value in grid:
-                setattr(model.config, name, float(value))
-                curve[value] += target_ranks(model.ground(generated) @ index.T, targets, histories)
-        setattr(model.config, name, before)
-        return {float(value): float(ndcg(ranks, 10).mean()) for value, ranks in curve.items()}
+            generated, parts = model.recommend_tokens(histories, self.validation_features), []
+            for model.config.beta, model.config.cold_score in ((1.0, 1.0), (0.0, 0.5), (0.0, 1.0)):
+                parts.append(model.ground(generated) @ index.T)
+            semantic, half, whole = parts
+            absent = 2 * (whole - half)
+            for (beta, cold), own in ranks.items():
+                own += target_ranks(beta * semantic + (1 - beta) * (whole + (cold - 1) * absent), targets, histories)
+        model.config.beta, model.config.cold_score = before
+        return {pair: float(ndcg(own, 10).mean()) for pair, own in ranks.items()}
 
 
 def training_arguments(
