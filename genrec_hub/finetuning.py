@@ -128,7 +128,7 @@ def finetune_setrec(
         arguments: further `TrainingArguments`.
         cold_share: share of the items that every step sees as if they had no interactions, so that items without any are recommended well.
         cold_score: of `SETRecConfig`, what an item without interactions gets in the CF slot while training; validation then chooses. With
-            0 for both, such items stand behind all others.
+            0 it gets nothing there, and little is seen of it.
         **config: of `SETRecConfig`, where it should differ from the foundation's.
 
     Returns:
