@@ -95,7 +95,7 @@ class Cases:
                 kept.append(row)
                 targets.append(own)
         rows = np.array(kept, np.int64)
-        return Cases(self.users[rows], Sequences.of([self.histories[row] for row in kept]), Sequences.of(targets)), repeats
+        return Cases(np.asarray(self.users)[rows], Sequences.of([self.histories[row] for row in kept]), Sequences.of(targets)), repeats
 
 
 @dataclass(frozen=True)

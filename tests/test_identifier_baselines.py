@@ -20,7 +20,7 @@ import genrec_hub
 from genrec_hub.baselines import SASRecRanker
 from genrec_hub.domain import Domain, Sequences
 from genrec_hub.recipes import Settings
-from genrec_hub.training import pad_left
+from genrec_hub.set_attention import pad_left
 
 WIDTH = 12
 
