@@ -105,10 +105,16 @@ def lay_out(button: str, placeholder: str, visible: bool = True) -> Panel:
     return Panel(row, above, below, history, typeahead, understood, k, exclude_seen, department, go, results, fold, trace, answers)
 
 
-def department_choices(catalog: Catalog, chosen: str = "") -> gr.Dropdown:
-    """The departments of a catalogue; `chosen` is preselected when there."""
+def department_choices(catalog: Catalog, chosen: str = "", shown: bool = False) -> gr.Dropdown:
+    """The departments of a catalogue; `chosen` is preselected when there.
+
+    Where it is `shown` already and there, nothing is selected: an answer that comes late would undo what a visitor has picked meanwhile.
+    """
     names = catalog.departments
-    return gr.Dropdown([("All departments", "")] + [(name, name) for name in names], value=chosen if chosen in names else "")
+    choices = [("All departments", ""), *((name, name) for name in names)]
+    if shown and chosen in ("", *names):
+        return gr.Dropdown(choices)
+    return gr.Dropdown(choices, value=chosen if chosen in names else "")
 
 
 def connect(panel: Panel, name: str, source: gr.components.Component, find: Callable[[object], Chosen]) -> None:

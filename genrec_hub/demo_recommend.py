@@ -83,9 +83,9 @@ def recommend_tab(demo: gr.Blocks, lazy: Mapping[str, Lazy]) -> Panel:
             shelf: wish["department"],
         }
 
-    def departments(name: str, wish: str) -> gr.Dropdown:
+    def departments(name: str, wish: str, shown: bool = False) -> gr.Dropdown:
         try:
-            return department_choices(find(name)[0][1]().catalog, wish)
+            return department_choices(find(name)[0][1]().catalog, wish, shown)
         except Exception:
             logger.exception("The departments of %r could not be listed.", name)
             return gr.Dropdown()
@@ -93,7 +93,9 @@ def recommend_tab(demo: gr.Blocks, lazy: Mapping[str, Lazy]) -> Panel:
     everything = [history, model, panel.k, panel.exclude_seen, panel.department]
     back = demo.load(arrive, [kept, link, history], [*everything, shelf, link], js=_ARRIVE, queue=False, **quiet)
     back.then(departments, [model, shelf], panel.department, **quiet).then(None, link, None, js=_ANSWER, api_visibility="private")
-    model.change(departments, [model, panel.department], panel.department, **quiet)  # each model may have a catalogue of its own
+    model.change(
+        partial(departments, shown=True), [model, panel.department], panel.department, **quiet
+    )  # each model may have a catalogue of its own
     gr.on([one.change for one in everything], None, everything, kept, js=_KEEP, api_visibility="private")
     return panel
 

@@ -27,7 +27,7 @@ from genrec_hub.demo_compare import Column, agreement, comparison, nearest_texts
 from genrec_hub.demo_downloads import as_csv
 from genrec_hub.demo_learn import mask_picture, token_picture, tree_picture
 from genrec_hub.demo_models import Lazy, default_models, labels
-from genrec_hub.demo_panel import Answer, ask, moved, shown, traced
+from genrec_hub.demo_panel import Answer, ask, department_choices, moved, shown, traced
 from genrec_hub.demo_recommend import wanted
 from genrec_hub.demo_texts import model_card
 from genrec_hub.pipeline import TASK, RecommendationPipeline
@@ -376,3 +376,12 @@ assert len(next(iter(default_models().values()))()("coffee\\nqwertzuiop")) == 10
 print([name for name in ("sentence_transformers", "datasets", "faiss", "peft") if name in sys.modules])
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_late_answer_does_not_undo_a_choice_of_department(shop):
+    name = shop.departments[0]
+    assert department_choices(shop, name).constructor_args["value"] == name
+    assert department_choices(shop, "nowhere").constructor_args["value"] == ""
+    for there in ("", name):
+        assert "value" not in department_choices(shop, there, shown=True).constructor_args
+    assert department_choices(shop, "nowhere", shown=True).constructor_args["value"] == ""
