@@ -330,8 +330,11 @@ class SETRecTrainer(NextItemTrainer):
                 means[share] = max(
                     self._validated(TENTHS, (0.1, 0.3, 0.5) if self.model.config.cold_score else (0.0,)).values(), default=0.0
                 )
-        self.keep = max(means, key=lambda share: means[share]) if any(means.values()) else before
-        return means if any(means.values()) else {}
+        if not any(means.values()):  # nobody to validate on
+            self.keep = before
+            return {}
+        self.keep = max(means, key=lambda share: means[share])
+        return means
 
     def choose_beta(self, grid: Sequence[float] = BETAS) -> dict[float, float]:
         """Sets `config.beta` to the best of a grid by validation NDCG@10. Returns beta -> NDCG@10."""
