@@ -120,17 +120,21 @@ class NextItemTrainer(Trainer):
         forward, a batch stays whole.
         """
         items, labels = inputs["items"], inputs["labels"]
-        size = max(1, self.positions // max(1, items.shape[1]))
-        if len(items) <= size or self.cut_up or num_items_in_batch is None:
+        parts = self.parts(items, labels)
+        if len(parts) == 1 or self.cut_up or num_items_in_batch is None:
             return super().training_step(model, inputs, num_items_in_batch)
         candidates = self.draw_candidates(labels)
-        parts = list(zip(items.split(size), labels.split(size), strict=True))
         losses = []
         for number, (own, targets) in enumerate(parts, 1):
             part = {"items": own, "labels": targets, "candidates": candidates}
             with self.accelerator.no_sync(model) if number < len(parts) else nullcontext():
                 losses.append(super().training_step(model, part, num_items_in_batch))
         return torch.stack(losses).sum()
+
+    def parts(self, items: torch.Tensor, labels: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The parts of a batch of at most `positions` columns in all. Shape: items, labels (B, L) -> pairs (b, L)."""
+        size = max(1, self.positions // max(1, items.shape[1]))
+        return list(zip(items.split(size), labels.split(size), strict=True))
 
     @property
     def cut_up(self) -> bool:

@@ -202,19 +202,49 @@ class PromptRecommenderTrainer(IDGenRecTrainer):
     opening = False
     positions = 64
 
+    def __init__(self, model: IDGenRecModel, args: TrainingArguments, **more: Any) -> None:
+        super().__init__(model, args, **more)
+        self._users: dict[tuple[int, ...], list[int]] = {}
+
+    def parts(self, items: torch.Tensor, labels: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Parts of at most `positions` sentences about as many items, so that little padding is computed.
+
+        Sequences stay whole; each part keeps the labels of one column. Shape: items, labels (B, L) -> pairs (b, L).
+        """
+        found = []
+        for column in (labels >= 0).any(0).nonzero()[:, 0].tolist():
+            here = labels[:, column] >= 0
+            own = torch.full_like(labels[here], -100)
+            own[:, column] = labels[here, column]
+            found += zip(items[here].split(self.positions), own.split(self.positions), strict=True)
+        return found or [(items, labels)]
+
     def prompts(self, items: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """A sentence per target. Shape: items (B, L) -> P prompts, P the targets."""
-        histories, targets, wordings = [], [], []
-        for own in items.cpu().numpy():
+        """A sentence per label that has items before it. Shape: items, labels (B, L) -> P prompts, P the labels."""
+        histories, about, targets, wordings = [], [], [], []
+        for own, told in zip(items.cpu().numpy(), labels.cpu().numpy(), strict=True):
             real = own[own >= 0]
             drawn = self.draw(real).integers(len(self.processor.prompts), size=len(real)).tolist()
-            for place in range(1, len(real)):
+            for place in np.flatnonzero(told[own >= 0][1:] >= 0) + 1:
                 histories.append([self.tokens[item] for item in real[:place][-self.processor.max_items :]])
+                about.append([self.tokens[item] for item in self.read_about_user(real, place)])
                 targets.append([int(real[place])])
                 wordings.append(drawn[place])
-        users = self.processor.user_tokens(histories, self.model) if self.processor.prompts.needs_user else [[]] * len(histories)
+        users = self.user_ids(about) if self.processor.prompts.needs_user else [[]] * len(histories)
         made = [self.processor.prompts.write(*one) for one in zip(histories, users, wordings, strict=True)]
         return {**pad_prompts(made, self.processor.writer.pad), **self.labels(targets), **self.biases(histories, targets, every=False)}
+
+    def read_about_user(self, sequence: np.ndarray, place: int) -> np.ndarray:
+        """The items about which the user ID in the sentence for the item at `place` is written: those read before it, nothing after."""
+        return sequence[:place][-self.processor.max_items :]
+
+    def user_ids(self, histories: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
+        """The tokens of user IDs; what the generator, which rests in this phase, writes about a history is written once."""
+        keys = [tuple(token for own in history for token in own) for history in histories]
+        new = {key: history for key, history in zip(keys, histories, strict=True) if key not in self._users}
+        if new:
+            self._users |= dict(zip(new, self.processor.user_tokens(list(new.values()), self.model), strict=True))
+        return [self._users[key] for key in keys]
 
 
 class GeneratorTrainer(IDGenRecTrainer):

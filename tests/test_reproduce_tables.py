@@ -299,12 +299,11 @@ def test_the_leak_puts_the_target_into_the_user_id_and_only_the_leak_does(tiny_i
             assert text.endswith(bare.identifiers[int(history[-1])].text) == leaks
     # in training users are known by their sequence, since their prefixes are alike
     trainer = object.__new__(artefacts.LeakyTrainer)
-    leaky.asked = [leaky.tokens_of(histories[2])]
+    trainer.users = {tuple(split.training[user].tolist()): histories[user] for user in range(3)}
+    assert trainer.read_about_user(split.training[2], 1).tolist() == histories[2].tolist()
     said.clear()
-    leaky.user_tokens([own[0][:1]], model)
+    leaky.user_tokens([leaky.tokens_of(histories[2])], model)
     assert said[0][0].endswith(bare.identifiers[21].text)
-    assert not leaky.asked
-    assert isinstance(trainer, artefacts.LeakyTrainer)
 
 
 # Studies and figures

@@ -70,6 +70,46 @@ def test_sentences_ask_for_every_item_but_the_first(tiny_idgenrec, id_processor,
         assert all(trainer.processor.identifiers.texts[item] in text for item in history)
 
 
+def test_sentences_in_parts_have_the_gradient_of_all_at_once(tiny_idgenrec, id_processor, tmp_path):
+    """Sentences of like length go through together; every target once, each after the same history and in the same wording."""
+    subject = trainer_of(PromptRecommenderTrainer, tiny_idgenrec("t5").eval(), id_processor("both", True), tmp_path)
+    subject.model.train = lambda mode=True: subject.model  # no dropout
+    batch = subject.data_collator([subject.train_dataset[row] for row in range(8)])
+    whole = subject.prompts(**batch)
+    subject.create_optimizer()
+    gradients, in_parts = [], subject.parts
+    for parts in (lambda *batch: [batch], in_parts):
+        subject.parts, subject.positions = parts, 6
+        subject.model.zero_grad()
+        loss = subject.training_step(subject.model, batch, (batch["labels"] >= 0).sum())
+        gradients.append((loss, {name: p.grad.clone() for name, p in subject.model.named_parameters() if p.grad is not None}))
+    parts = [subject.prompts(*part) for part in subject.parts(**batch)]
+    assert len(parts) > 4
+    assert max(len(part["labels"]) for part in parts) <= 6
+
+    def sentences(own):
+        rows = zip(own["input_ids"], own["attention_mask"], own["labels"], strict=True)
+        return [(ids[mask > 0].tolist(), label[label >= 0].tolist()) for ids, mask, label in rows]
+
+    assert sorted(sentences(whole)) == sorted(line for part in parts for line in sentences(part))
+    (expected, gradient), (loss, found) = gradients
+    assert torch.allclose(expected, loss, rtol=1e-5)
+    assert gradient.keys() == found.keys()
+    assert any(values.any() for values in gradient.values())
+    for name, values in gradient.items():
+        assert torch.allclose(values, found[name], atol=1e-5), name
+
+
+def test_a_user_id_is_written_once_about_a_history(tiny_idgenrec, id_processor, tmp_path):
+    subject = trainer_of(PromptRecommenderTrainer, tiny_idgenrec("t5"), id_processor("user", True), tmp_path)
+    asked, plain = [], subject.processor.user_tokens
+    subject.processor.user_tokens = lambda histories, model: asked.extend(histories) or plain(histories, model)
+    items = torch.tensor([[3, 10, 31, 5], [-1, 3, 10, 7]])
+    first, again = subject.prompts(items, items), subject.prompts(items, items)
+    assert torch.equal(first["input_ids"], again["input_ids"])
+    assert asked == [[subject.tokens[item] for item in own] for own in ([3], [3, 10], [3, 10, 31])]
+
+
 @pytest.mark.parametrize("strategy", ["recommender", "generator"])
 def test_a_phase_changes_its_part_alone(strategy, domain, tmp_path):
     start = tmp_path / "start"

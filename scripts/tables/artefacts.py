@@ -55,15 +55,13 @@ class UserIDs(IDGenRecProcessor):
 
     Attributes:
         whole: the tokens of a known history (cut as it is read) -> the tokens of all that its user ever took.
-        asked: whole histories of the prompts that are written next; those of `whole` when empty.
     """
 
     whole: dict[tuple[tuple[int, ...], ...], list[list[int]]]
-    asked: list[list[list[int]]]
 
     def known(self, split: Split, domain: Domain) -> "UserIDs":
         """Learns the users of a domain; returns the processor."""
-        self.whole, self.asked = {}, []
+        self.whole = {}
         for own, histories in ((split.validation.users, split.validation.histories), (split.test.users, split.test.histories)):
             for row, user in enumerate(own):
                 self.whole[self.key(histories[row])] = self.tokens_of(domain.sequences[int(user)])
@@ -78,23 +76,18 @@ class UserIDs(IDGenRecProcessor):
         return [self._tokens[int(row)] for row in rows]
 
     def user_tokens(self, histories: Sequence[Sequence[Sequence[int]]], model: IDGenRecModel | None) -> list[list[int]]:
-        """As the parent's, but of the whole histories."""
-        asked = self.asked or [self.whole[tuple(tuple(own) for own in history)] for history in histories]
-        self.asked = []
-        return super().user_tokens(asked, model)
+        """As the parent's, but of the whole histories; one that is no known part of another is whole."""
+        return super().user_tokens([self.whole.get(tuple(map(tuple, history)), history) for history in histories], model)
 
 
 class LeakyTrainer(PromptRecommenderTrainer):
-    """Tells its processor of which user each sequence of a batch is."""
+    """Writes user IDs about all that the user of a sequence ever took."""
 
     users: dict[tuple[int, ...], np.ndarray]
 
-    def prompts(self, items: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As the parent's. Shape: items (B, L) -> P prompts, P the targets."""
-        processor: Any = self.processor
-        rows = [own[own >= 0] for own in items.cpu().numpy()]
-        processor.asked = [processor.tokens_of(self.users[tuple(own.tolist())]) for own in rows for _ in range(len(own) - 1)]
-        return super().prompts(items, labels)
+    def read_about_user(self, sequence: np.ndarray, place: int) -> np.ndarray:
+        """The whole history. Shape: sequence (L,) -> (N,)."""
+        return self.users[tuple(sequence.tolist())]
 
 
 def prompted(
