@@ -211,7 +211,7 @@ class PromptRecommenderTrainer(IDGenRecTrainer):
 
         Sequences stay whole; each part keeps the labels of one column. Shape: items, labels (B, L) -> pairs (b, L).
         """
-        found = []
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
         for column in (labels >= 0).any(0).nonzero()[:, 0].tolist():
             here = labels[:, column] >= 0
             own = torch.full_like(labels[here], -100)
@@ -225,7 +225,7 @@ class PromptRecommenderTrainer(IDGenRecTrainer):
         for own, told in zip(items.cpu().numpy(), labels.cpu().numpy(), strict=True):
             real = own[own >= 0]
             drawn = self.draw(real).integers(len(self.processor.prompts), size=len(real)).tolist()
-            for place in np.flatnonzero(told[own >= 0][1:] >= 0) + 1:
+            for place in (np.flatnonzero(told[own >= 0][1:] >= 0) + 1).tolist():
                 histories.append([self.tokens[item] for item in real[:place][-self.processor.max_items :]])
                 about.append([self.tokens[item] for item in self.read_about_user(real, place)])
                 targets.append([int(real[place])])
