@@ -186,6 +186,7 @@ def train_setrec(
         "cf_size": features["cf"].shape[1] if cf else 0,
         "catalog_fingerprint": domain.catalog.fingerprint if cf else "",
         "max_items": processor.max_items,
+        "prior": crowding > 0 or config.get("prior", False),
     }
     set_seed(chosen.seed)
     if backbone is None:
@@ -195,15 +196,14 @@ def train_setrec(
             "fused_loss": 0.5,
             "beta": 0.3,
             "dropout": 0.3,
-            "prior": crowding > 0,
         }
         hidden = config.pop("hidden", 64)
         backbone_config = small_backbone(hidden, config.pop("layers", 2))
         model = SETRecModel(SETRecConfig(**{**scratch, "text_config": backbone_config, **config, **own}))
-        if crowding > 0:
-            lean(model, crowding)
     else:
         model = SETRecModel.from_backbone(backbone, **{**config, **own})
+    if crowding > 0:
+        lean(model, crowding)
     trainer = SETRecTrainer(
         model,
         run_arguments(output, chosen, split, arguments),

@@ -1,4 +1,4 @@
-"""What a foundation model starts from: text and spelling neighbours, crowding, mixed recency rates, a prior, guessed CF vectors."""
+"""What a foundation model starts from: text and spelling neighbours, crowding, mixed recency rates, a prior."""
 
 import math
 
@@ -10,7 +10,7 @@ from genrec_hub.catalog import Item
 from genrec_hub.configuration_setrec import SETRecConfig
 from genrec_hub.modeling_setrec import SETRecModel
 from genrec_hub.processing_setrec import CROWDING, SETRecProcessor
-from genrec_hub.recipes import lean, small_backbone
+from genrec_hub.recipes import Settings, lean, small_backbone, train_setrec
 from genrec_hub.semantic import crowding
 
 
@@ -43,6 +43,25 @@ def test_the_untrained_model_is_a_text_knn(normalize: str) -> None:
         if normalize == "joint":
             want = 12 * want / np.linalg.norm(query) - 12 * 0.4 * vectors[:, -1] / CROWDING
         assert got - got.mean() == pytest.approx(want - want.mean(), abs=1e-4)
+
+
+@pytest.mark.parametrize("backbone", [None, "t5"])
+def test_any_backbone_leans_against_crowded_items(backbone: str | None, tiny_idgenrec, id_processor, synthetic_domain, tmp_path) -> None:
+    """All of the start is kept, so that the finished prior is the one that training began with."""
+    more: dict[str, object] = {"hidden": 32, "layers": 1, "dropout": 0.0}
+    if backbone is not None:
+        more = {"backbone": str(tmp_path / "t5")}
+        tiny_idgenrec("t5").recommender.save_pretrained(tmp_path / "t5")
+        id_processor("item", True).tokenizer.save_pretrained(tmp_path / "t5")
+    wanted = {"semantic_tokens": 13, "semantic_widths": (), "residual": True, "normalize": "joint"}
+    train_setrec(
+        synthetic_domain(20, 15, 0), tmp_path / "out", Settings(epochs=1), cf=False, spelling=31, crowding=0.4, keep=1.0, **wanted, **more
+    )
+    model = SETRecModel.from_pretrained(tmp_path / "out")
+    prior = model.prior.detach().clone()
+    assert prior.any()
+    lean(model, 0.4)
+    assert torch.equal(model.prior, prior)
 
 
 @torch.no_grad()
