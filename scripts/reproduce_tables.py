@@ -39,7 +39,7 @@ from tables.artefacts import key_sorted
 from tables.cells import CELLS, Cell, quick
 from tables.measure import measure, write_json
 from tables.studies import STUDIES
-from tables.systems import SYSTEMS, Task, training_report
+from tables.systems import SYSTEMS, Task, tokens_of_epoch, training_report
 
 from genrec_hub.catalog import Catalog
 from genrec_hub.domain import Domain, Sequences
@@ -155,6 +155,8 @@ class Run:
                 )
             kept = ("command", "seconds", "cpu_seconds", "parameters", "validation", "curve", "beta", "tokens", "settings", "hardware")
             result["training"] = training and {name: training[name] for name in kept if name in training}
+            if training is not None:
+                result["training"]["epoch_tokens"] = tokens_of_epoch(split, ranker)
             result["test"] = measure(ranker, split, cell.stage, task.vectors, folder, options.bootstrap, options.max_users)
         result |= {
             "checkpoint": str(task.folder) if self.is_given(cell, seed) else None,

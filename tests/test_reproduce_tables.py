@@ -86,6 +86,11 @@ def test_cells_run_once_resume_and_render(tool, place, monkeypatch):
     low, high = one["test"]["groups"]["all"]["NDCG@10"]["ci"]
     assert low <= one["test"]["groups"]["all"]["NDCG@10"]["mean"] <= high
     domain = Domain.from_folder(folder / "data" / "setrec_toys")
+    training = domain.split("given").training
+    read = sum(len(own) for own in (training[user] for user in range(len(training))) if len(own) > 1)
+    assert one["training"]["epoch_tokens"] == read  # a token an item
+    codes = json.loads((folder / "out" / "setrec_toys" / "setrec" / "seed0" / "result.json").read_text())["training"]
+    assert codes["epoch_tokens"] == pytest.approx(read * (codes["tokens"]["mean"] + 1))  # each code is ended
     expected = evaluate(None, domain, protocol="given", vectors=np.eye(len(domain.catalog)), bootstrap=1)
     popular = json.loads((folder / "out" / "setrec_toys" / "popularity" / "seed0" / "result.json").read_text())
     assert popular["test"]["groups"]["all"]["Recall@10"]["mean"] == pytest.approx(expected["baselines"]["popularity"]["HR@10"])
@@ -116,7 +121,7 @@ def test_cells_run_once_resume_and_render(tool, place, monkeypatch):
     assert "Not run: never-curves." in text
     assert "| setrec less | all R@10 | all N@10 |" in text
     assert "- All R@10, setrec against tuned SASRec (sasrec): " in text
-    assert (page.parent / "figures" / "beams.png").is_file()
+    assert all((page.parent / "figures" / f"{name}.png").is_file() for name in ("beams", "training"))
     popular["test"]["groups"]["all"]["NDCG@10"]["mean"] = 0.7654
     (folder / "out" / "setrec_toys" / "popularity" / "seed0" / "result.json").write_text(json.dumps(popular))
     assert tool.main([*line, "--render", str(page)]) == 0

@@ -176,6 +176,9 @@ def _curves(domain: str) -> Iterator[Cell]:
         yield cell(f"small-n{tokens}", semantic_tokens=tokens)
     for hidden in (32, 128):
         yield cell(f"small-d{hidden}", hidden=hidden)
+    for hidden in (32, 64, 128):
+        t5 = {"hidden": hidden, "semantic_tokens": 3, "normalize": "slot", "fused_loss": 0.5, "beta": 0.3, "dropout": 0.3}
+        yield Cell("curves", domain, "given", f"small-t5-d{hidden}", "setrec-t5", t5, SHORT, ("sasrec",), "validation")
     for hidden in (32, 64):
         yield Cell("curves", domain, "given", f"tiger-d{hidden}", "tiger", {"hidden": hidden}, SEQUENCE, (), "validation")
     yield Cell("curves", domain, "given", "tiger-d128", "finished", {}, {}, ("tiger",), "validation")

@@ -80,7 +80,11 @@ def popularity(results: Results, axes: Axes) -> bool:
 
 def size(results: Results, axes: Axes) -> bool:
     """Validation NDCG@10 by parameters, three widths a system; the area of a dot is the CPU time of the validation."""
-    rows = {"setrec": ("small-d32", "small", "small-d128"), "tiger": ("tiger-d32", "tiger-d64", "tiger-d128")}
+    rows = {
+        "setrec": ("small-d32", "small", "small-d128"),
+        "setrec-t5": ("small-t5-d32", "small-t5-d64", "small-t5-d128"),
+        "tiger": ("tiger-d32", "tiger-d64", "tiger-d128"),
+    }
     for system, names in rows.items():
         runs = [run for run in (_first(results, name) for name in names) if run is not None]
         sizes = [
@@ -94,12 +98,13 @@ def size(results: Results, axes: Axes) -> bool:
 
 
 def training(results: Results, axes: Axes) -> bool:
-    """Validation NDCG@10 by passes over the training histories."""
-    for row in ("setrec", "setrec-small", "sasrec", "gru4rec"):
-        curve = ((_first(results, row) or {}).get("training") or {}).get("curve")
-        if curve:
-            axes.plot([point["epoch"] for point in curve], [point["ndcg@10"] for point in curve], marker=".", label=row)
-    axes.set(xlabel="epochs", ylabel="validation NDCG@10")
+    """Validation NDCG@10 by training tokens: passes over the histories x items x tokens of an identifier."""
+    for row in ("setrec", "setrec-small", "setrec-t5", "sasrec", "gru4rec", "tiger", "idgenrec"):
+        training = (_first(results, row) or {}).get("training") or {}
+        if training.get("curve") and training.get("epoch_tokens"):
+            read = [point["epoch"] * training["epoch_tokens"] for point in training["curve"]]
+            axes.plot(read, [point["ndcg@10"] for point in training["curve"]], marker=".", label=row)
+    axes.set(xlabel="training tokens", ylabel="validation NDCG@10", xscale="log", ylim=(0, None))
     return bool(axes.lines)
 
 

@@ -224,6 +224,21 @@ SYSTEMS: dict[str, Callable[[Task], Ranker]] = {
 
 
 def training_report(folder: Path) -> dict[str, Any] | None:
-    """What a training wrote down, None where nothing was trained."""
+    """What a training wrote down, None where nothing was trained; of several phases with the last one's curve."""
     path = folder / REPORT
-    return json.loads(path.read_text()) if path.is_file() else None
+    report = json.loads(path.read_text()) if path.is_file() else None
+    if report is not None and "curve" not in report:
+        report |= next(({"curve": phase["curve"]} for phase in reversed(report.get("phases", [])) if "curve" in phase), {})
+    return report
+
+
+def tokens_of_epoch(split: Split, ranker: Any) -> float:
+    """The tokens in one passage of the training histories, as a system of ours reads them: items x tokens of an identifier."""
+    processor = getattr(ranker, "processor", None)
+    most = ranker.model.config.max_length if processor is None else processor.max_items
+    lengths = split.training.lengths
+    items = np.minimum(lengths[lengths >= 2], most + 1).sum()
+    if processor is None:
+        return float(items)
+    ids = [len(own) + 1 for own in processor.identifiers.tokens] if hasattr(processor, "trie") else [ranker.model.config.tokens]
+    return float(items * np.mean(ids))
