@@ -42,6 +42,16 @@ def head_logits(model: Any, hidden: torch.Tensor, columns: torch.Tensor | None =
     return logits if cap is None else (logits / cap).tanh() * cap
 
 
+def edge_logits(model: Any, hidden: torch.Tensor, owners: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The logits of some tokens after each state, by whichever way is cheaper.
+
+    Shape: hidden (N, D), owners (E,) the state that a token follows, tokens (E,) -> (E,), 32-bit.
+    """
+    if len(tokens) * _APART < len(hidden) * model.get_output_embeddings().weight.shape[0]:
+        return head_logits(model, hidden[owners], tokens=tokens)
+    return head_logits(model, hidden)[owners, tokens]
+
+
 class Decoding:
     """A model that continues the tree of one batch: `root` first, then any columns that name their ancestors.
 
@@ -84,12 +94,12 @@ class Decoding:
 
         Shape: -> (E,), 32-bit.
         """
-        if not normalized and len(tokens) * _APART < len(hidden) * self.words:
-            logits = head_logits(self._model, hidden[owners], tokens=tokens)
+        if not normalized:
+            logits = edge_logits(self._model, hidden, owners, tokens)
             return logits if self._bias is None else logits + self._bias[users[owners], tokens]
         logits = head_logits(self._model, hidden)
         logits = logits if self._bias is None else logits + self._bias[users]
-        return (logits.log_softmax(1) if normalized else logits)[owners, tokens]
+        return logits.log_softmax(1)[owners, tokens]
 
     def step(self, tokens: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor, keep: bool = True) -> torch.Tensor:
         """Hidden states of new columns.

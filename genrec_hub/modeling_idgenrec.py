@@ -22,7 +22,7 @@ from .backbones import word_scale
 from .beam_search import Beams, Candidates, constrained_beam_search, diverse_beam_search, score_all, segment_logsumexp
 from .checkpoint import HubModel
 from .configuration_idgenrec import IDGenRecConfig
-from .decoding import head_logits
+from .decoding import edge_logits, head_logits
 from .own_words import OwnWords, Words
 from .trie import Trie
 
@@ -339,10 +339,11 @@ def tree_loss(
             total = total + F.cross_entropy(logits, place, reduction="sum")
             continue
         legal, _, counts = trie.children(nodes[here])
-        logits = head_logits(model, own.repeat_interleave(counts, 0), tokens=legal)
+        owners = torch.arange(len(own), device=own.device).repeat_interleave(counts)
+        logits = edge_logits(model, own, owners, legal)
         if bias is not None and owner is not None:
-            logits = logits + bias[owner[here].repeat_interleave(counts), legal]
-        right = legal == wanted.repeat_interleave(counts)
+            logits = logits + bias[owner[here][owners], legal]
+        right = legal == wanted[owners]
         total = total + segment_logsumexp(logits, counts).sum() - logits[right].sum()
     return total
 

@@ -11,7 +11,7 @@ from genrec_hub.beam_search import score_all
 from genrec_hub.catalog import Catalog, Item
 from genrec_hub.configuration_idgenrec import IDGenRecConfig
 from genrec_hub.copying import flat_tokens, promising
-from genrec_hub.modeling_idgenrec import IDGenRecModel, continuation_logits
+from genrec_hub.modeling_idgenrec import IDGenRecModel, continuation_logits, tree_loss
 from genrec_hub.pipeline import TASK, RecommendationPipeline
 from genrec_hub.processing_idgenrec import IDGenRecProcessor
 from genrec_hub.prompts import PROMPTS, TEMPLATES, PromptWriter, labels_of, pad_prompts, pad_tokens, soft_places
@@ -91,6 +91,25 @@ def test_a_tree_is_a_distribution_over_items_and_its_loss_their_likelihood(pair)
     labels = labels_of([tokens[5], tokens[7]], processor.writer.eos)
     loss = model(**inputs, labels=labels, nodes=before[:, : labels.shape[1]], trie=trie, num_items_in_batch=1).loss
     assert float(loss.detach()) == pytest.approx(-float(scores[0, 5] + scores[1, 7]), abs=1e-4)
+
+
+def test_logits_of_edges_are_the_same_alone_and_out_of_all(pair, monkeypatch):
+    """With their gradients: where a node has many children the whole head is multiplied."""
+    model, processor = pair
+    trie, tokens = processor.trie, processor._tokens
+    head = model.recommender.get_output_embeddings().weight
+    rows = [5, 7, 22]
+    nodes = torch.cat([torch.tensor([trie.root, *trie.paths(torch.tensor([row]))[0][: len(tokens[row])].tolist()]) for row in rows])
+    labels = torch.tensor([token for row in rows for token in (*tokens[row], processor.writer.eos)])
+    found = []
+    for apart in (0, 10**9):
+        monkeypatch.setattr("genrec_hub.decoding._APART", apart)
+        states = torch.randn(len(nodes), head.shape[1], generator=torch.Generator().manual_seed(1)).requires_grad_()
+        loss = tree_loss(model.recommender, states, labels, nodes, trie)
+        found.append((loss.detach(), *torch.autograd.grad(loss, (states, head))))
+    for alone, whole in zip(*found, strict=True):
+        assert torch.allclose(alone, whole, rtol=1e-5, atol=1e-5)
+        assert alone.abs().max() > 0
 
 
 def test_batch_equals_single(pair):
