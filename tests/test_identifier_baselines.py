@@ -18,6 +18,7 @@ from baselines.tiger import tiger
 
 import genrec_hub
 from genrec_hub.baselines import SASRecRanker
+from genrec_hub.catalog import Item
 from genrec_hub.domain import Domain, Sequences
 from genrec_hub.recipes import Settings
 from genrec_hub.set_attention import pad_left
@@ -117,6 +118,12 @@ def test_category_codes_are_paths(shop):
     found = p5_semid(shop)
     assert found[0][:2] == ("0:Beauty", "1:Hair_Care")
     assert len({code[:-1] for code in found}) == 4
+    several = Item("a", "Figure", categories="Toys > Action Figures; Video Games > Wii")  # in two places of the shop
+    assert p5_semid([several, several, Item("b", "Thing")]) == [
+        ("0:Toys", "1:Action_Figures", "n0"),
+        ("0:Toys", "1:Action_Figures", "n1"),
+        ("none", "n0"),
+    ]
 
 
 def test_residual_kmeans_takes_the_nearest_centre_of_what_is_left():

@@ -2,7 +2,8 @@
 
 Source: Hua et al., How to Index Item IDs for Recommendation Foundation Models, SIGIR-AP 2023 (arXiv 2305.06569) section 4.4: a token for
 each category of the path, then a number that tells the items of one path apart.
-Differs: categories of the same name at different depths are different tokens; items without categories share the path "none".
+Differs: categories of the same name at different depths are different tokens; of an item in several places the first path counts; items
+without categories share the path "none".
 """
 
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from .codes import Code, numbered
 
 def p5_semid(items: Iterable[Item]) -> list[Code]:
     """Gives every item its code."""
-    return numbered([_path(departments(item.categories)) for item in items])
+    return numbered([_path(departments(item.categories.partition(";")[0])) for item in items])
 
 
 def _path(names: list[str]) -> Code:

@@ -329,7 +329,8 @@ items of the group alone, with the targets in it. Seconds are CPU seconds of one
 search have 20 beams. All rows that search share one recipe that nobody tuned on these data; what SETRec is made of (how it starts,
 what an absent CF vector scores, how much of the start is kept) was chosen on the validation users of `setrec_toys` and `setrec_beauty`,
 epoch, beta and the score of absent CF vectors on those of each split."""
-SPORTS = "Sports has no titles in our sources: its texts are other papers' textual identifiers, so rows that read text are not comparable."
+SPORTS = """Sports has neither titles nor categories in our sources: its texts are other papers' textual identifiers, so rows that read
+text are not comparable, and P5-SemID has nothing to be made of."""
 TABLE_4 = """Leave-one-out, histories in time order, user IDs never written about a target. Published columns: IDGenRec's Table 4 (with
 the leak; Toys sorted by item id) and GRAM's re-evaluation without. `amazon14_sports` has no titles in our sources and is left out."""
 TABLE_5 = "IDGenRec's Tables 5 and 6, which are published for Beauty and Sports (5) and Sports (6)."
