@@ -230,16 +230,23 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         return copy_bias(history, self.rarity, self.copy, self.copy_decay)
 
     def user_tokens(self, histories: Sequence[Sequence[Sequence[int]]], model: IDGenRecModel | None) -> list[list[int]]:
-        """The ID of each user: what the generator writes about the IDs of this very history, so nothing after it can be known.
+        """The ID of each user: what the generator writes about the last IDs of this very history, so nothing after it can be known.
 
-        Differs: the published user IDs are written about the whole sequence, target included, and are unique over the users.
+        Differs: the published user IDs are written about the whole sequence, target included, and are unique over the users; of a sequence
+        that is longer than what the generator reads, the first IDs.
         """
         if model is None:
             raise ValueError(f'Prompts of the kind "{self.prompts.kind}" name a user ID, which the model writes: pass model=... .')
-        texts = [self.tokenizer.decode([token for own in history for token in own]).strip() or "new" for history in histories]
+        read = [[token for own in self._with_room(history) for token in own] for history in histories]
+        texts = [self.tokenizer.decode(tokens).strip() or "new" for tokens in read]
         distinct = list(dict.fromkeys(texts))
         written = dict(zip(distinct, (found[0] for found in self.writer.write(model, distinct, groups=1)), strict=True))
         return [self.writer.known_tokens(written[text]) for text in texts]
+
+    def _with_room(self, history: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """The last IDs that together are no longer than what the generator reads; the very last one in any case."""
+        lengths = np.cumsum([len(own) for own in reversed(history)])
+        return history[-max(1, int((lengths < self.writer.max_text).sum())) :]
 
     # Recommendations
 

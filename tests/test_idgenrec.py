@@ -413,6 +413,19 @@ def test_user_ids_are_written_about_the_history_alone(tiny_idgenrec, id_processo
         processor(["argan oil"])
 
 
+def test_a_user_id_is_written_about_the_last_ids_that_there_is_room_for(tiny_idgenrec, id_processor):
+    model, processor = tiny_idgenrec("t5"), id_processor("both", True)
+    read: list[str] = []
+    plain = processor.writer.write
+    processor.writer.write = lambda model, texts, **named: read.extend(texts) or plain(model, texts, **named)
+    history, room = [processor._tokens[row] for row in range(40)], processor.writer.max_text - 1
+    processor.user_tokens([history, [list(range(5, 50))], []], model)
+    last = next(own for own in (history[-count:] for count in range(40, 0, -1)) if sum(map(len, own)) <= room)
+    assert 1 < len(last) < 40
+    told = ([token for own in last for token in own], list(range(5, 50)))
+    assert read == [*(processor.tokenizer.decode(tokens).strip() for tokens in told), "new"]
+
+
 # Catalogues
 
 

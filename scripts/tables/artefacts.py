@@ -113,11 +113,12 @@ def prompted(
     if (folder / REPORT).is_file():
         model = IDGenRecModel.from_pretrained(folder)
     else:
-        chosen = settings.or_else(epochs=4, batch=128, rate=2e-3, negatives=0)
+        chosen = settings.or_else(epochs=2, batch=128, rate=2e-3, negatives=0)
         set_seed(chosen.seed)
         begun, cpu = time.time(), time.process_time()
+        last = {"eval_strategy": "no", "load_best_model_at_end": False}  # the twins are compared after the same training
         trainer = (LeakyTrainer if leak else PromptRecommenderTrainer)(
-            model, run_arguments(folder, chosen, split), processor=processor, sequences=split.training, validation=split.validation,
+            model, run_arguments(folder, chosen, split, last), processor=processor, sequences=split.training, validation=split.validation,
             max_validation=VALIDATION_USERS,
         )  # fmt: skip
         if isinstance(trainer, LeakyTrainer):
