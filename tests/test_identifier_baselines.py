@@ -124,6 +124,8 @@ def test_category_codes_are_paths(shop):
         ("0:Toys", "1:Action_Figures", "n1"),
         ("none", "n0"),
     ]
+    tags = [Item("c", "Taco", categories="Mexican, Restaurants"), Item("d", "Pho", categories="Restaurants, Vietnamese")]
+    assert p5_semid(tags) == [("0:Restaurants", "1:Mexican", "n0"), ("0:Restaurants", "1:Vietnamese", "n0")]
 
 
 def test_residual_kmeans_takes_the_nearest_centre_of_what_is_left():

@@ -2,10 +2,11 @@
 
 Source: Hua et al., How to Index Item IDs for Recommendation Foundation Models, SIGIR-AP 2023 (arXiv 2305.06569) section 4.4: a token for
 each category of the path, then a number that tells the items of one path apart.
-Differs: categories of the same name at different depths are different tokens; of an item in several places the first path counts; items
-without categories share the path "none".
+Differs: categories of the same name at different depths are different tokens; of an item in several places the first path counts; tags
+that are no path stand in the order of how many items have them; items without categories share the path "none".
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 from genrec_hub.catalog import Item
@@ -16,7 +17,10 @@ from .codes import Code, numbered
 
 def p5_semid(items: Iterable[Item]) -> list[Code]:
     """Gives every item its code."""
-    return numbered([_path(departments(item.categories.partition(";")[0])) for item in items])
+    told = [item.categories.partition(";")[0] for item in items]
+    common = Counter(name for text in told for name in departments(text))
+    ordered = [departments(text) if ">" in text else sorted(departments(text), key=lambda name: (-common[name], name)) for text in told]
+    return numbered([_path(names) for names in ordered])
 
 
 def _path(names: list[str]) -> Code:

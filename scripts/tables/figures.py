@@ -10,6 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from genrec_hub.recipes_idgenrec import VALIDATION_USERS
+
 Results = dict[str, list[dict[str, Any]]]
 DOMAIN = "setrec_toys"
 
@@ -103,8 +105,9 @@ def training(results: Results, axes: Axes) -> bool:
         training = (_first(results, row) or {}).get("training") or {}
         if training.get("curve") and training.get("epoch_tokens"):
             read = [point["epoch"] * training["epoch_tokens"] for point in training["curve"]]
-            axes.plot(read, [point["ndcg@10"] for point in training["curve"]], marker=".", label=row)
-    axes.set(xlabel="training tokens", ylabel="validation NDCG@10", xscale="log", ylim=(0, None))
+            label = f"{row} ({VALIDATION_USERS:,} users)" if row in ("tiger", "idgenrec") else row
+            axes.plot(read, [point["ndcg@10"] for point in training["curve"]], marker=".", label=label)
+    axes.set(xlabel="training tokens, each history once an epoch", ylabel="validation NDCG@10", xscale="log", ylim=(0, None))
     return bool(axes.lines)
 
 
