@@ -37,6 +37,7 @@ FIELDS = (
     "validation",
     "validation_domain",
     "untrained",
+    "released",
     "phases",
     "best_phase",
 )
@@ -255,12 +256,20 @@ def render_card(
         backbone=getattr(getattr(model.config, "text_config", None), "model_type", model.config.model_type),
         report={**dict.fromkeys(FIELDS), **report},
         has_report=bool(report),
+        kept=_kept(report.get("keep")),
         data=data,
         tables=[table_of(entry) for entry in entries],
         figure=FIGURE if bars(entries) else None,
         example=example,
         setup_of=setup_of,
     )
+
+
+def _kept(keep: float | Mapping[str, float] | None) -> float:
+    """The share of the untrained weights in the finished ones: as given, or the one of a curve that validation chose."""
+    if isinstance(keep, Mapping):
+        return float(max(keep, key=lambda share: keep[share])) if keep else 0.0
+    return keep or 0.0
 
 
 def _data_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:

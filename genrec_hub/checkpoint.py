@@ -69,7 +69,7 @@ def fetch(name: str | Path, patterns: Iterable[str] | None = None, ignore: Itera
     """
     folder = Path(name)
     if folder.is_dir():
-        refuse_pickles(name, (path.name for path in folder.iterdir()))
+        refuse_pickles(name, (path.relative_to(folder).as_posix() for path in folder.rglob("*")))
         return folder
     passed = {key: kwargs[key] for key in PASSED if kwargs.get(key) is not None}
     allowed = None if patterns is None else [*patterns, SUMS]

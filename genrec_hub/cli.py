@@ -34,6 +34,9 @@ SHARED = ("train", "evaluate", "identify")
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on stdout.")]
 Model = Annotated[str, typer.Option(help="An embedded checkpoint, a folder, or a Hub name.")]
 Encoder = Annotated[str | None, typer.Option(help="Another sentence encoder than the checkpoint's: fast, minilm, a folder, or a Hub name.")]
+ExcludeSeen = Annotated[
+    bool, typer.Option("--exclude-seen/--include-seen", " /--no-exclude-seen", help="Leave out what a history holds, or let it come again.")
+]
 CatalogFile = Annotated[Path | None, typer.Option(help="items.{csv,jsonl,parquet} to recommend from, instead of the checkpoint's own.")]
 
 
@@ -81,7 +84,7 @@ def recommend(
     encoder: Encoder = None,
     catalog: CatalogFile = None,
     k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="How many.")] = 10,
-    exclude_seen: Annotated[bool, typer.Option(help="Leave out what the history holds.")] = True,
+    exclude_seen: ExcludeSeen = True,
     department: Annotated[str | None, typer.Option(help="Only items of this department.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -142,7 +145,7 @@ def evaluate(
     sasrec: Annotated[Path | None, typer.Option(help="Folder of a SASRec trained on the same catalogue, for the table.")] = None,
     max_users: Annotated[int | None, typer.Option(min=1, help="A seeded sample of users, the same for every row.")] = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Add the baselines; nothing is trained.")] = False,
-    exclude_seen: Annotated[bool, typer.Option(help="Leave out what a history holds.")] = True,
+    exclude_seen: ExcludeSeen = True,
     check_order: Annotated[bool, typer.Option(help="Refuse histories that are sorted by item id.")] = True,
     seed: Annotated[int, typer.Option(help="Of the sample and the intervals.")] = 0,
     as_json: Json = False,
@@ -194,9 +197,7 @@ def train(
     ] = None,
     foundation: Annotated[
         str | None,
-        typer.Option(
-            help="SETRec: a foundation checkpoint to fine-tune, setrec-foundation, a folder or a Hub name; better than from scratch."
-        ),
+        typer.Option(help="SETRec: a foundation checkpoint to fine-tune: setrec-foundation, a folder or a Hub name."),
     ] = None,
     config: Annotated[
         str,

@@ -466,7 +466,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
                     f"The identifiers of {name} belong to the catalogue {identifiers.catalog[:12]}, its items are "
                     f"{catalog.fingerprint[:12]}: copy the folder again or index the catalogue anew."
                 )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=kwargs.get("trust_remote_code"))
         names = ("prompt", "has_encoder", "max_items", "max_text", "copy", "copy_decay", "shortlist")
         own = {name: card[name] for name in names if name in card}
         return cls(tokenizer, catalog, identifiers, **own)

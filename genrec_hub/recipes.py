@@ -215,7 +215,8 @@ def train_setrec(
         cold_share=cold_share,
         keep=keep,
     )
-    report = finish(trainer, output, chosen, resume, lambda: {**trainer.choose(), **circumstances(domain, backbone)})
+    kept = {"keep": keep} if keep else {}
+    report = finish(trainer, output, chosen, resume, lambda: {**trainer.choose(), **kept, **circumstances(domain, backbone)})
     if trainer.is_world_process_zero():
         processor.save_pretrained(output)
     trainer.accelerator.wait_for_everyone()

@@ -64,6 +64,14 @@ def test_recommend_reads_stdin_only_when_asked():
 
 
 @needs_checkpoint
+def test_seen_items_come_again_when_asked():
+    title = "Argan Oil Shampoo for Dry Hair, 300 ml"
+    for flags, again in (((), False), (("--exclude-seen",), False), (("--include-seen",), True), (("--no-exclude-seen",), True)):
+        answers = json.loads(run("recommend", title, "-k", "2", "--json", *flags).stdout)
+        assert (title in [answer["item"]["title"] for answer in answers]) == again, flags
+
+
+@needs_checkpoint
 def test_recommend_for_people():
     done = run("recommend", "Argan Oil Shampoo for Dry Hair, 300 ml", "-k", "2")
     assert "  1. " in done.stdout

@@ -185,8 +185,14 @@ print(json.dumps(answer(recommend, {HISTORIES!r})))
     bare_code = f"""
 {without(*OURS)}
 {ANSWER}
+import builtins
 from pathlib import Path
 from transformers import AutoModel, AutoProcessor, pipeline
+
+def asked(*_):
+    raise AssertionError("asked whether to run the code, though the flag was given")
+
+builtins.input = asked
 from huggingface_hub import snapshot_download
 model = AutoModel.from_pretrained({repo!r}, trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules.")
@@ -361,10 +367,11 @@ def test_a_newer_format_is_refused(copy):
         path.write_text(text)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt", "catalog.pkl", "model.ckpt"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt", "catalog.pkl", "model.ckpt", "inner/deep/x.pkl"])
 def test_a_pickle_is_refused_whatever_it_holds(copy, name):
     from transformers import AutoModel, AutoProcessor
 
+    (copy / name).parent.mkdir(parents=True, exist_ok=True)
     (copy / name).write_bytes(b"\x80\x04.")
     refused(ValueError, f"holds {name}, a pickle", lambda: genrec_hub.load(copy), lambda: AutoModel.from_pretrained(copy),
             lambda: AutoProcessor.from_pretrained(copy))  # fmt: skip
@@ -458,6 +465,25 @@ def test_a_card_says_what_the_run_wrote_down(made, tmp_path):
     picture = (folder / "figures" / "results.svg").read_text()
     assert ElementTree.fromstring(picture).tag.endswith("svg")
     assert all(value in picture for value in ("0.1875", "0.1500"))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({}, "weights of the best epoch ("),
+        ({"keep": 0.5}, "of the best epoch, mixed with 50 % of those from before them ("),
+        ({"keep": {"0.0": 0.3, "0.25": 0.4}}, "mixed with 25 % of those"),
+        ({"keep": {"0.0": 0.1, "1.0": 0.2}}, "weights from before these epochs, none of which was better ("),
+        ({"released": "untrained"}, "weights from before these epochs, none of which was better ("),
+    ],
+)
+def test_a_card_says_which_weights_it_is_of(more, says, made, tmp_path):
+    folder = Path(shutil.copytree(made("setrec"), tmp_path / "toy"))
+    report = json.loads((folder / "training.json").read_text())
+    (folder / "training.json").write_text(json.dumps(report | more))
+    recommend = genrec_hub.load(folder)
+    write_card(folder, recommend.model, recommend, "org/toy")
+    assert says in (folder / "README.md").read_text()
 
 
 def test_a_card_without_a_run_promises_nothing(made, tmp_path):
