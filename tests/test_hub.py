@@ -189,15 +189,14 @@ import builtins
 from pathlib import Path
 from transformers import AutoModel, AutoProcessor, pipeline
 
-def asked(*_):
-    raise AssertionError("asked whether to run the code, though the flag was given")
-
-builtins.input = asked
+asked = []
+builtins.input = lambda *question: asked.append(question) or "n"
 from huggingface_hub import snapshot_download
 model = AutoModel.from_pretrained({repo!r}, trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules.")
 processor = AutoProcessor.from_pretrained({repo!r}, trust_remote_code=True)
 recommend = pipeline({TASK!r}, model={repo!r}, trust_remote_code=True)
+assert not asked, f"whether to run the code, though the flag was given: {{asked}}"
 print(json.dumps({{"answer": answer(recommend, {HISTORIES!r}), "folder": snapshot_download({repo!r})}}))
 try:
     recommend.push_to_hub("org/other")
