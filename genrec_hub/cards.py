@@ -250,6 +250,7 @@ def render_card(
         model_class=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
         catalog=catalog if catalog is not None and len(catalog) else None,
+        max_items=getattr(getattr(pipeline, "processor", None), "max_items", None),
         catalog_left_out=bool(more.get("catalog_left_out")),
         encoder=getattr(getattr(getattr(pipeline, "processor", None), "encoder", None), "origin", None),
         base=base,
