@@ -7,7 +7,6 @@ import platform
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from .modeling_sasrec import SASRecModel
 from .modeling_setrec import SETRecModel
 from .processing_setrec import CROWDING, SETRecProcessor
 from .semantic import DEFAULT_ENCODER
+from .timing import Clock
 from .training import NextItemTrainer, SASRecTrainer, SETRecTrainer, run, training_arguments
 
 logger = logging.getLogger(__name__)
@@ -282,8 +282,8 @@ def refuse_empty(training: Sequences) -> None:
 
 def finish(trainer: NextItemTrainer, output: Path, chosen: Settings, resume: bool, after: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Trains, does what comes `after` (its result joins the report), saves the model and its report, and drops the checkpoints."""
-    start, cpu = time.time(), time.process_time()
-    run(trainer, resume)
+    clock = Clock()
+    run(trainer, resume, clock)
     more = after()
     model: Any = trainer.model
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
@@ -292,8 +292,7 @@ def finish(trainer: NextItemTrainer, output: Path, chosen: Settings, resume: boo
         model.save_pretrained(output, state_dict=weights)
     report = {
         "settings": asdict(chosen),
-        "seconds": round(time.time() - start, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
+        **clock.spent(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "validation": validation,
         "curve": curve_of(trainer),

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from .modeling_idgenrec import IDGenRecModel
 from .phrases import generator_text, salient_words
 from .processing_idgenrec import IDGenRecProcessor
 from .recipes import CHECKPOINTS, DEFAULTS, REPORT, Progress, Settings, circumstances, curve_of, refuse_empty, run_arguments
+from .timing import Clock
 from .training import run, training_arguments
 from .training_idgenrec import GeneratorTrainer, IDGenRecTrainer, PackedRecommenderTrainer, PromptRecommenderTrainer, WriterTrainer
 
@@ -146,7 +146,8 @@ def train_idgenrec(
     output, split = Path(output), domain.split(chosen.protocol)
     refuse_empty(split.training)
     set_seed(chosen.seed)
-    start, cpu = time.time(), time.process_time()
+    clock = Clock()
+    more = {"clock": clock, **(arguments or {})}
     work = output / CHECKPOINTS
     # Small models from scratch learn sooner from fewer choices; pretrained ones are trained as the paper says.
     scratch = {"normalizer": "tree", "own_words": True, "max_length": 16, "dropout": 0.2} if backbone is None else {}
@@ -161,11 +162,13 @@ def train_idgenrec(
         if resume and (place / "done" / REPORT).is_file():
             model, processor = IDGenRecModel.from_pretrained(place / "done"), IDGenRecProcessor.from_pretrained(place / "done")
             phase = json.loads((place / "done" / REPORT).read_text())
+            clock.set(phase.get("spent", {}))
         else:
             set_seed(chosen.seed + number)
             model, processor, phase = _phase(
-                kind, model, processor, domain, split, place, chosen, turns, resume, writer_epochs, generator_rate, progress, arguments
+                kind, model, processor, domain, split, place, chosen, turns, resume, writer_epochs, generator_rate, progress, more
             )
+            phase["spent"] = clock.spent()
             _keep(place / "done", model, processor, phase)
         report["phases"].append(phase)
         if kind == "recommender" or (kind, strategy) == ("generator", "generator"):
@@ -178,8 +181,7 @@ def train_idgenrec(
         "best_phase": best,
         "validation": report["phases"][best].get("validation", {}),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "seconds": round(time.time() - start, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
+        **clock.spent(),
         **circumstances(domain, backbone),
     }
     _keep(output, model, processor, report)
@@ -234,6 +236,7 @@ def train_writer(
     batch: int = 64,
     rate: float = 2e-3,
     phrases: Callable[[Catalog], Sequence[str]] = salient_words,
+    clock: Clock | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """Teaches the generator to write a phrase about each item of catalogues, its salient words for one. Returns the phase's report.
@@ -249,7 +252,7 @@ def train_writer(
         **more,
     )  # fmt: skip
     trainer = WriterTrainer(model, arguments, texts, wanted, processor)
-    run(trainer, resume)
+    run(trainer, resume, clock)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {"phase": "writer", "texts": len(texts), "losses": losses}
 
@@ -278,6 +281,7 @@ def _train(
     chosen: Settings,
     split: Split,
     resume: bool,
+    clock: Clock | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     ranked = kind.part == "recommender" and len(split.validation) > 0
@@ -291,7 +295,7 @@ def _train(
         validation=split.validation if ranked else None,
         max_validation=VALIDATION_USERS,
     )
-    run(trainer, resume)
+    run(trainer, resume, clock)
     report: dict[str, Any] = {"phase": kind.part, "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
     if ranked:
         report["length_penalty"] = trainer.choose_length_penalty()
@@ -313,10 +317,9 @@ def _phase(
     writer_epochs: int,
     generator_rate: float,
     progress: Progress | None,
-    arguments: dict[str, Any] | None,
+    more: dict[str, Any],
 ) -> tuple[IDGenRecModel, IDGenRecProcessor, dict[str, Any]]:
     """One phase; whatever changes the generator is followed by new IDs."""
-    more = arguments or {}
 
     def identified() -> IDGenRecProcessor:
         return processor.without_catalog().with_catalog(domain.catalog, progress, model.eval())

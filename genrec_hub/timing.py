@@ -1,9 +1,9 @@
-"""How long the stages of an answer take: the code that runs them names them, whoever wants to know listens."""
+"""How long things take: the stages of an answer, which the code that runs them names; and a run, all its starts together."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from time import perf_counter
+from time import perf_counter, process_time
 
 _listening: ContextVar[dict[str, float] | None] = ContextVar("listening", default=None)
 
@@ -39,3 +39,19 @@ def hear(times: Mapping[str, float]) -> None:
     if own is not None:
         for name, seconds in times.items():
             own[name] = own.get(name, 0.0) + seconds
+
+
+class Clock:
+    """Seconds and CPU seconds of a run, with those of earlier starts that it goes on from."""
+
+    def __init__(self) -> None:
+        self.set({})
+
+    def set(self, spent: Mapping[str, float]) -> None:
+        """Goes on from what a clock has shown."""
+        self._wall = perf_counter() - spent.get("seconds", 0.0)
+        self._cpu = process_time() - spent.get("cpu_seconds", 0.0)
+
+    def spent(self) -> dict[str, float]:
+        """What the clock shows: `seconds` and `cpu_seconds`."""
+        return {"seconds": round(perf_counter() - self._wall, 1), "cpu_seconds": round(process_time() - self._cpu, 1)}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -25,12 +25,15 @@ from .domain import Cases, Sequences
 from .metrics import hit_rate, ndcg, target_ranks
 from .modeling_sasrec import SASRecModel
 from .modeling_setrec import SETRecModel
+from .timing import Clock
 
 logger = logging.getLogger(__name__)
 
 BETAS = tuple(float(beta) for beta in np.round(np.arange(0, 1.01, 0.05), 2))
 """Weights of the semantic tokens that validation chooses from."""
 TENTHS = BETAS[::2]
+SPENT = "spent.json"
+"""In a checkpoint of an unfinished run: what its clock has shown."""
 
 
 class NextItemTrainer(Trainer):
@@ -420,12 +423,28 @@ def training_arguments(
     return TrainingArguments(**{**settings, **more})
 
 
-def run(trainer: NextItemTrainer, resume: bool) -> None:
-    """Trains, from the last checkpoint of the output folder when `resume` and there is one."""
-    folder = Path(str(trainer.args.output_dir))
+class _Timekeeper(TrainerCallback):
+    """Writes into every checkpoint what the clock shows."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Called behind the state, which is written last of what a run goes on from."""
+        if processes.first():
+            folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            (folder / SPENT).write_text(json.dumps(self.clock.spent()))
+
+
+def run(trainer: Trainer, resume: bool, clock: Clock | None = None) -> None:
+    """Trains, from the last checkpoint of the output folder when `resume` and there is one; the clock then goes on from there as well."""
+    folder, clock = Path(str(trainer.args.output_dir)), clock or Clock()
     last = processes.told(whole_checkpoint(folder)) if resume else None
     if resume:
         logger.info("Resuming from %s" if last else "Nothing to resume in %s: starting anew.", last or folder)
+    if last is not None and (Path(last) / SPENT).is_file():
+        clock.set(json.loads((Path(last) / SPENT).read_text()))
+    trainer.add_callback(_Timekeeper(clock))
     trainer.train(resume_from_checkpoint=last)
 
 

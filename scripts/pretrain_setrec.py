@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import sys
-import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from genrec_hub import Catalog, Domain, SETRecConfig, SETRecModel, SETRecProcessor, processes
 from genrec_hub.domain import Sequences
 from genrec_hub.recipes import lean, small_backbone
+from genrec_hub.timing import Clock
 from genrec_hub.training import SETRecTrainer, run, training_arguments
 
 TRAIN = "amazon_videogames,amazon18_industrial,amazon18_cds,movielens_small,goodreads_books,uci_onlineretail,instacart_grocery"
@@ -145,9 +145,9 @@ def main() -> None:
     )
     before = trainer.rank_validation()
     logger.info("untrained, on %s: %s", chosen.validation, before)
-    start, cpu = time.time(), time.process_time()
+    clock = Clock()
     with redirect_stdout(sys.stderr):
-        run(trainer, chosen.resume)
+        run(trainer, chosen.resume, clock)
     trainer.settle()
     report = {
         "command": " ".join(sys.argv),
@@ -157,8 +157,7 @@ def main() -> None:
         "keep": chosen.keep,
         "validation": trainer.rank_validation(),
         "curve": [{k: e[k] for k in ("epoch", "eval_hr@10", "eval_ndcg@10")} for e in trainer.state.log_history if "eval_ndcg@10" in e],
-        "seconds": round(time.time() - start),
-        "cpu_seconds": round(time.process_time() - cpu),
+        **clock.spent(),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     shop = SETRecProcessor(

@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ from genrec_hub.configuration_sasrec import SASRecConfig
 from genrec_hub.domain import Cases, Sequences
 from genrec_hub.metrics import hit_rate, target_ranks
 from genrec_hub.modeling_sasrec import SASRecModel
-from genrec_hub.training import TENTHS, NextItemTrainer, SASRecTrainer, SETRecTrainer, run, training_arguments
+from genrec_hub.timing import Clock
+from genrec_hub.training import SPENT, TENTHS, NextItemTrainer, SASRecTrainer, SETRecTrainer, run, training_arguments
 
 V = 48
 
@@ -92,6 +94,21 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(trainer, kind):
         assert torch.equal(one, other), name
     steps = [[entry["step"] for entry in t.state.log_history if "eval_ndcg@10" in entry] for t in (whole, again)]
     assert steps[0] == steps[1] == [3, 6, 9, 10]
+
+
+def test_the_clock_goes_on_where_an_interrupted_run_stopped(trainer, tmp_path):
+    """What came after the last checkpoint is lost and done again, and its time with it."""
+    first, second = Clock(), Clock()
+    first.set({"seconds": 1000.0, "cpu_seconds": 500.0})
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer("sasrec", "cut", callbacks=[PowerCut(8)]), True, first)
+    kept = json.loads((tmp_path / "cut" / "checkpoint-6" / SPENT).read_text())
+    assert 1000 <= kept["seconds"] < 1200
+    assert 500 <= kept["cpu_seconds"] < 700
+    first.set({"seconds": 5000.0})
+    run(trainer("sasrec", "cut"), True, second)
+    assert kept["seconds"] <= second.spent()["seconds"] < 1400
+    assert kept["cpu_seconds"] <= second.spent()["cpu_seconds"] < 900
 
 
 def test_the_best_checkpoint_is_kept(trainer):

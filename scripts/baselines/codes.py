@@ -11,7 +11,6 @@ Dims: V catalogue size.
 
 import json
 import shutil
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -30,6 +29,7 @@ from genrec_hub.modeling_idgenrec import IDGenRecModel
 from genrec_hub.processing_idgenrec import IDGenRecProcessor
 from genrec_hub.recipes import CHECKPOINTS, DEFAULTS, REPORT, Settings, circumstances, refuse_empty
 from genrec_hub.recipes_idgenrec import small_language_models, train_recommender
+from genrec_hub.timing import Clock
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 Code = tuple[str, ...]
@@ -116,18 +116,17 @@ def train_codes(
     output, split = Path(output), domain.split(chosen.protocol)
     refuse_empty(split.training)
     set_seed(chosen.seed)
-    start, cpu = time.time(), time.process_time()
+    clock = Clock()
     processor = code_processor(domain.catalog, codes, max_items)
     model = code_model(len(processor.tokenizer), hidden, layers, dropout)
     if vectors is not None:
         start_from(model, processor, vectors)
-    report = train_recommender(model, processor, output, chosen, split, resume)
+    report = train_recommender(model, processor, output, chosen, split, resume, clock=clock)
     report |= {
         "settings": asdict(chosen),
         "parameters": sum(parameter.numel() for parameter in model.recommender.parameters()),
         "tokens": {"mean": sum(map(len, codes)) / len(codes), "most": max(map(len, codes)), "vocabulary": len(processor.tokenizer)},
-        "seconds": round(time.time() - start, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
+        **clock.spent(),
         **circumstances(domain),
     }
     model.config.catalog_fingerprint = domain.catalog.fingerprint

@@ -6,7 +6,6 @@ Nothing here is used by the package. Source: IDGenRec's issues 1 (user IDs are w
 
 import json
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from genrec_hub.pipeline import DomainRanker
 from genrec_hub.processing_idgenrec import IDGenRecProcessor
 from genrec_hub.recipes import CHECKPOINTS, REPORT, Settings, circumstances, run_arguments
 from genrec_hub.recipes_idgenrec import VALIDATION_USERS
+from genrec_hub.timing import Clock
 from genrec_hub.training import run
 from genrec_hub.training_idgenrec import PromptRecommenderTrainer
 
@@ -115,7 +115,7 @@ def prompted(
     else:
         chosen = settings.or_else(epochs=2, batch=128, rate=2e-3, negatives=0)
         set_seed(chosen.seed)
-        begun, cpu = time.time(), time.process_time()
+        clock = Clock()
         last = {"eval_strategy": "no", "load_best_model_at_end": False}  # the twins are compared after the same training
         trainer = (LeakyTrainer if leak else PromptRecommenderTrainer)(
             model, run_arguments(folder, chosen, split, last), processor=processor, sequences=split.training, validation=split.validation,
@@ -124,9 +124,9 @@ def prompted(
         if isinstance(trainer, LeakyTrainer):
             data: Any = trainer.train_dataset
             trainer.users = {tuple(data[row].tolist()): domain.sequences[int(user)] for row, user in enumerate(data.users)}
-        run(trainer, resume=True)
+        run(trainer, True, clock)
         report = {"settings": asdict(chosen), "validation": trainer.rank_validation(), **circumstances(domain)}
-        report |= {"seconds": round(time.time() - begun, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+        report |= clock.spent()
         report["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         model.save_pretrained(folder)
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
