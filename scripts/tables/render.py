@@ -334,8 +334,9 @@ INTRODUCTION = """Rendered by `scripts/reproduce_tables.py --render` from the JS
 whole catalogue is ranked, seen items are left out in every row alike, and choices are made on validation data. Brackets hold 95 %
 bootstrap intervals over users (of the first seed), ± is the deviation over seeds, which share the first seed's SASRec where they read
 its vectors. Columns named *published* are other people's figures from other machines, as the papers have them. All generative rows are
-small models trained from scratch on one CPU thread; none is of the papers' size. Seconds of training leave out the making of codes and, in
-rows small-mask-released and small-unguided, a start that was interrupted. Rows that search are validated on 1,000 users, all others on up to 5,000."""
+small models trained from scratch on one CPU thread; none is of the papers' size. Seconds of training leave out the making of codes
+and, in rows small-mask-released and small-unguided, a start that was interrupted. Rows that search are validated on 1,000 users, all
+others on up to 5,000."""
 TABLE_1 = """The authors' split by global time. Recall divides by all targets of a user. *Warm* and *Cold* rank, and search, among the
 items of the group alone, with the targets in it. Seconds are CPU seconds of one thread for the scores of the whole test set; rows that
 search have 20 beams. The backbone is a Qwen3 of two layers, 128 wide (`setrec-small` and `setrec-t5` 64).
