@@ -44,6 +44,7 @@ def place(tool, tmp_path, synthetic_domain, encoder, monkeypatch):
         Cell("table-1", "setrec_toys", "given", "sasrec", "sasrec", {"hidden_size": 16}, short, seeds=(0, 1)),
         Cell("table-1", "setrec_toys", "given", "setrec", "tiger", {"hidden": 32}, short),
         Cell("studies", "setrec_toys", "given", "optima-tiger", "beam-optima", {"widths": [5], "users": 3}, {}, ("setrec",)),
+        Cell("artefacts", "setrec_toys", "given", "fault", "text-knn-last", twin="setrec_toys/popularity"),
         *(Cell(table, "setrec_sports", "given", f"never-{table}", "popularity") for table in ("table-5", "table-6", "artefacts", "curves")),
     ]
     monkeypatch.setattr(tool, "CELLS", made)
@@ -71,11 +72,15 @@ def test_the_table_of_cells_is_sound():
     assert asked == {"validation"}, "curves must not look at test"
 
 
+def results_of(folder, row):
+    return json.loads((folder / "out" / "setrec_toys" / row / "seed0" / "result.json").read_text())
+
+
 def test_cells_run_once_resume_and_render(tool, place, monkeypatch):
     folder, line = place
     assert tool.main([*line, "--only", "setrec_toys/*"]) == 0
     results = sorted(path.relative_to(folder / "out").as_posix() for path in folder.rglob("result.json"))
-    assert len(results) == 6
+    assert len(results) == 7
     one = json.loads((folder / "out" / "setrec_toys" / "sasrec" / "seed1" / "result.json").read_text())
     for name in ("command", "commit", "seconds", "cpu_seconds", "hardware", "fingerprint"):
         assert one[name], name
@@ -112,7 +117,12 @@ def test_cells_run_once_resume_and_render(tool, place, monkeypatch):
     page = folder / "page" / "results.md"
     assert tool.main([*line, "--render", str(page)]) == 0
     text = page.read_text()
-    assert "6 of 10 runs" in text
+    assert "7 of 11 runs" in text
+    first, second = (results_of(folder, row)["test"]["groups"]["all"] for row in ("text-knn-last", "popularity"))
+    fault = next(line for line in text.splitlines() if line.startswith("| fault "))
+    difference = f"{first['NDCG@10']['mean'] - second['NDCG@10']['mean']:+.4f}".replace("0.", ".")
+    assert tables.render._number(second["Recall@10"]["mean"]) in fault
+    assert difference in fault.rpartition("| ")[2]
     assert tables.render._number(popular["test"]["groups"]["all"]["NDCG@10"]["mean"]) in text
     hero = next(text_line for text_line in text.splitlines() if text_line.startswith("| **setrec**"))
     assert hero.endswith("| .0110 | .0189 | .0089 | .0118 | 60 |")

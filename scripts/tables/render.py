@@ -35,21 +35,13 @@ def compared(output: Path, cells: Sequence[Cell], results: Results, bootstrap: i
     path = output / COMPARISONS
     known = json.loads(path.read_text()) if path.is_file() else {}
     fresh: dict[str, dict[str, Any]] = {}
-    by_name = {cell.name: cell for cell in cells}
-    wanted = [(HERO[cell.table], cell) for cell in cells if cell.table in HERO]
-    wanted += [(PLAIN, cell) for cell in cells if cell.table == "table-1" and cell.row in IDENTIFIERS]
-    wanted += [
-        (HERO[table], cell) for table in ("table-5", "table-6") for cell in cells if (cell.table, cell.row) == ("table-4", "idgenrec")
-    ]
-    for hero, cell in wanted:
-        ours = results.get(f"{cell.domain}/{hero}", [])
-        theirs = results[cell.name]
-        if hero == cell.row or not ours or not theirs or "test" not in theirs[0]:
+    for first, second in _wanted(cells):
+        ours, theirs = results.get(first, []), results.get(second, [])
+        asked = {run.get("test", {}).get("users") for run in (*ours, *theirs)}
+        if first == second or not ours or not theirs or None in asked or len(asked) > 1:
             continue
-        folders = [
-            [output / name / f"seed{run['seed']}" for run in results[name]] for name in (by_name[f"{cell.domain}/{hero}"].name, cell.name)
-        ]
-        key = f"{cell.domain}/{hero} - {cell.name}"
+        folders = [[output / name / f"seed{run['seed']}" for run in results[name]] for name in (first, second)]
+        key = f"{first} - {second}"
         stamp = [[run["commit"], run["seed"], run["test"]["groups"]["all"]["NDCG@10"]["mean"]] for run in (*ours, *theirs)]
         old = known.get(key, {})
         if old.get("of") == stamp and old.get("bootstrap") == bootstrap:
@@ -58,6 +50,15 @@ def compared(output: Path, cells: Sequence[Cell], results: Results, bootstrap: i
             fresh[key] = {"of": stamp, "bootstrap": bootstrap, "groups": compare(*folders, bootstrap)}
     write_json(path, fresh)
     return fresh
+
+
+def _wanted(cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    """The rows that are compared in pairs: heroes with their tables, plain SETRec with other identifiers, faults with their twins."""
+    pairs = [(f"{cell.domain}/{HERO[cell.table]}", cell.name) for cell in cells if cell.table in HERO]
+    pairs += [(f"{cell.domain}/{PLAIN}", cell.name) for cell in cells if cell.table == "table-1" and cell.row in IDENTIFIERS]
+    rec_only = [cell for cell in cells if (cell.table, cell.row) == ("table-4", "idgenrec")]
+    pairs += [(f"{cell.domain}/{HERO[table]}", cell.name) for table in ("table-5", "table-6") for cell in rec_only]
+    return [*pairs, *((cell.name, cell.twin) for cell in cells if cell.twin)]
 
 
 def render(output: Path, target: Path, cells: Sequence[Cell], bootstrap: int = 1000) -> None:
@@ -84,7 +85,9 @@ def render(output: Path, target: Path, cells: Sequence[Cell], bootstrap: int = 1
         lines += _plain_table(f"{title}, {own[0].domain}", [*plain, *own], results, pairs, _old_and_new(own[0].domain))
     lines += ["## Artefacts of the published evaluation, switched on", "", ARTEFACTS, ""]
     own = [cell for cell in cells if cell.table == "artefacts"]
-    lines += _plain_table(own[0].domain, own, results, pairs, _without_fault(own, results), ("without the fault: R@10", "N@10"))
+    lines += _plain_table(
+        own[0].domain, own, results, pairs, _without_fault(results, pairs), ("without the fault: R@10", "N@10", "difference: N@10")
+    )
     lines += ["## Figures", "", FIGURES, ""]
     lines += figures.draw(results, target.parent / "figures")
     lines += ["", "## Curves and ablations, validation", "", CURVES, ""]
@@ -166,12 +169,16 @@ def _old_and_new(domain: str) -> Callable[[Cell], list[str]]:
     return lambda cell: [f"{_number(found[1])} / {_number(found[3])}" if found else "-" for found in published.idgenrec(domain, cell.row)]
 
 
-def _without_fault(cells: Sequence[Cell], results: Results) -> Callable[[Cell], list[str]]:
-    """The row's twin, which differs in the fault alone."""
+def _without_fault(results: Results, pairs: dict[str, Any]) -> Callable[[Cell], list[str]]:
+    """The row's twin, which differs in the fault alone, and what the fault is worth in pairs of users."""
 
     def twin(cell: Cell) -> list[str]:
         runs = [run["test"] for run in results.get(cell.twin, [])]
-        return [_mean(runs, "all", metric) for metric in ("Recall@10", "NDCG@10")]
+        pair = pairs.get(f"{cell.name} - {cell.twin}")
+        return [
+            *(_mean(runs, "all", metric) for metric in ("Recall@10", "NDCG@10")),
+            _difference(pair["groups"]["all"]["NDCG@10"]) if pair else "-",
+        ]
 
     return twin
 
