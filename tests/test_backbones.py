@@ -15,6 +15,7 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     LlamaConfig,
+    MistralConfig,
     MT5Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -50,6 +51,7 @@ NESTED = {
     ),
     "qwen3": lambda: Qwen3Config(**SIZE),
     "llama": lambda: LlamaConfig(**SIZE),
+    "mistral": lambda: MistralConfig(**SIZE),
     "gemma": lambda: GemmaConfig(**SIZE),
     "gemma2": lambda: Gemma2Config(**SIZE, query_pre_attn_scalar=16),
     "gemma3": lambda: Gemma3TextConfig(**SIZE, query_pre_attn_scalar=16, sliding_window_pattern=2),
@@ -210,6 +212,32 @@ def test_reading_without_keys_is_the_blocks_own_attention(monkeypatch, attention
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], rtol=1e-8, atol=1e-8), name
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("backbone", ["qwen2", "qwen2-sliding", "qwen3", "llama", "mistral"])
+@torch.no_grad()
+def test_the_last_layer_of_the_end_alone_is_the_backbones_own_forward(monkeypatch, backbone, attention, packed):
+    """Holes in the CF vectors, an empty history, several lengths, adapters; and nothing at all before the queries."""
+    for more in ({}, {"prompt_ids": (), "response_ids": ()}, {"lora": {}}):
+        model = tiny(backbone, attention, **more).double()
+        assert model.backbone.config.model_type in rooms.PLAIN
+        for histories in ([[3, 7, 1, 9, 30], [], [2, 4]], [[]]):
+            asked = inputs(histories, features(dtype=torch.float64))
+            found = model(**asked, packed=packed).tokens
+            with monkeypatch.context() as patch:
+                patch.setattr(rooms, "PLAIN", ())
+                whole = model(**asked, packed=packed).tokens
+            assert found.shape == whole.shape
+            assert far(found, whole) <= 1e-12
+
+
+def test_nothing_is_left_out_where_gradients_are_wanted(monkeypatch):
+    called = []
+    monkeypatch.setattr(rooms, "_end_of_sequence", lambda *given: called.append(given))
+    tiny("qwen3")(**inputs([[3, 7]], features())).tokens.sum().backward()
+    assert not called
 
 
 def one_at_a_time(model, histories, known):
