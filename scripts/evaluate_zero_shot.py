@@ -236,7 +236,7 @@ def markdown(objects: Sequence[Mapping[str, Any]]) -> str:
         users = {entry["domain"]: f"{entry['domain']} ({entry['users']:,} users, {entry['items']:,} items)" for entry in chosen}
         lines += [f"## {title}", "", "HR@10 / NDCG@10. " + _repeats(chosen), ""]
         lines += ["| | " + " | ".join(users[domain] for domain in domains) + " |", "|---" * (len(domains) + 1) + "|"]
-        lines += [f"| {row} | " + " | ".join(_cell(known.get(domain)) for domain in domains) + " |" for row, known in rows.items()]
+        lines += [f"| {row} | " + " | ".join(hits_and_ndcg(known.get(domain)) for domain in domains) + " |" for row, known in rows.items()]
         lines.append("")
     ours = [entry for entry in objects if entry["model"] is not None]
     if ours:
@@ -252,7 +252,8 @@ def markdown(objects: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(metrics: Mapping[str, float] | None) -> str:
+def hits_and_ndcg(metrics: Mapping[str, float] | None) -> str:
+    """An entry of a table: HR@10, or Recall@10 where users have several targets, and NDCG@10."""
     if metrics is None:
         return "-"
     hits = next(metrics[name] for name in ("HR@10", "Recall@10") if name in metrics)

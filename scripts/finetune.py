@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from evaluate_zero_shot import hits_and_ndcg
 
 from genrec_hub import Domain, load
 from genrec_hub.baselines import Ranker, SASRecRanker, baseline_rankers
@@ -81,16 +84,15 @@ def tune(share: float, domain: Domain, pipe: Any, options: argparse.Namespace) -
 
 
 def markdown(objects: Sequence[Mapping[str, Any]]) -> str:
-    """The table: rows x shares, HR@10 / NDCG@10, then fine-tuned against SASRec and against zero-shot."""
+    """The table: rows x shares, then fine-tuned against SASRec and against zero-shot."""
     first = objects[0]
     lines = [f"# Few-shot on {first['domain']} ({first['users']:,} users asked, {first['stage']}, seen items excluded)", ""]
-    lines += ["HR@10 / NDCG@10.", ""]
+    lines += ["HR@10 (Recall@10 where users have several targets) / NDCG@10.", ""]
     heads = [f"{entry['share']:.0%} ({entry['training_users']:,} users)" for entry in objects]
     lines += ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     tables = [{"**SETRec fine-tuned**": entry["metrics"], **entry["baselines"]} for entry in objects]
     for row in tables[0]:
-        cells = (f"{table[row]['HR@10']:.4f} / {table[row]['NDCG@10']:.4f}".replace("0.", ".") for table in tables)
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        lines.append(f"| {row} | " + " | ".join(hits_and_ndcg(table[row]) for table in tables) + " |")
     for row in ("sasrec", "zero-shot"):
         pairs = [entry["against"][row] for entry in objects]
         cells = ("-" if p["ratio"] is None else f"{p['ratio']:.2f} ({p['ratio_ci'][0]:.2f} to {p['ratio_ci'][1]:.2f})" for p in pairs)

@@ -144,3 +144,15 @@ def test_the_script(tmp_path, script, synthetic_domain, tiny_setrec, encoder, mo
     again = json.loads((tmp_path / "out" / "few_shot.json").read_text())
     assert [entry["metrics"] for entry in again] == [entry["metrics"] for entry in objects]
     assert finetune.main([*line, "--shares", "2"]) == 1
+
+
+def test_the_table_of_a_split_with_several_targets(script):
+    finetune = script("finetune")
+    metrics = {"Recall@10": 0.25, "NDCG@10": 0.125}
+    against = {"ratio": 2.0, "ratio_ci": [1.5, 2.5]}
+    entry = {"domain": "shop", "users": 4, "stage": "test", "share": 0.5, "training_users": 2, "metrics": metrics}
+    entry |= {"baselines": {"sasrec": metrics}, "against": {"sasrec": against, "zero-shot": {"ratio": None}}}
+    lines = finetune.markdown([entry]).splitlines()
+    assert "| **SETRec fine-tuned** | .2500 / .1250 |" in lines
+    assert "| fine-tuned / sasrec, NDCG@10 | 2.00 (1.50 to 2.50) |" in lines
+    assert "| fine-tuned / zero-shot, NDCG@10 | - |" in lines

@@ -4,7 +4,10 @@ Source: Wang et al., Learnable Item Tokenization for Generative Recommendation, 
 four levels of 256 codes, plus alpha x InfoNCE between an item's quantised vector and its CF vector, plus beta x a loss that keeps the codes
 of a cluster near each other and apart from others.
 Differs: CF vectors are those of the SASRec of the same split and pass a linear map; items that never occur in training have none and are
-not aligned; clusters are plain, not constrained, k-means, found once; the ranking-guided temperature of the decoder is left out.
+not aligned; both contrasts compare directions at a temperature (the authors' code: products without one), beside a reconstruction that is
+summed over the vector's width (theirs: a mean), with alpha .1 and beta .001 (theirs .01 and .0001); clusters are plain, not constrained,
+k-means, found once; equal codes get a further token that counts them (theirs: the last code is moved by Sinkhorn's algorithm); the
+ranking-guided temperature of the decoder is left out.
 """
 
 import numpy as np
@@ -48,7 +51,7 @@ def letter(
         epochs: passes over the items.
         seed: of everything random.
 
-    Shape: -> V codes of levels + 1 tokens.
+    Shape: -> V codes of as many tokens as levels, one more where another item has the same.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -68,7 +71,7 @@ def letter(
         )
 
     found = train_rqvae(vectors, levels, size, epochs=epochs, seed=seed, extra=extra, parameters=list(align.parameters()))
-    return numbered(with_levels(found.tolist()))
+    return numbered(with_levels(found.tolist()), always=False)
 
 
 def _clusters(book: torch.Tensor, groups: int, seed: int) -> torch.Tensor:

@@ -2,9 +2,8 @@
 
 Source: Hua et al., How to Index Item IDs for Recommendation Foundation Models, SIGIR-AP 2023 (arXiv 2305.06569) section 4.3: spectral
 clustering of the co-occurrence graph into 20 clusters, again within a cluster of more than 500 items; the last token numbers the items of a
-leaf.
-Differs: co-occurrence is counted in training histories alone; items that never occur there have no neighbours and form clusters of their
-own.
+leaf. As in the authors' code, co-occurrence is counted in training histories alone.
+Differs: items that never occur there have no neighbours and form clusters of their own.
 """
 
 import numpy as np

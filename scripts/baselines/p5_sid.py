@@ -2,9 +2,9 @@
 
 Source: Hua et al., How to Index Item IDs for Recommendation Foundation Models, SIGIR-AP 2023 (arXiv 2305.06569) section 4.2: items of one
 user, one after the other, get neighbouring numbers and so share their first tokens.
-Differs: the order is that of the *training* histories; the published numbering goes through the whole histories, so that a user's test item
-stands next to the items before it. Items that no training history holds follow at the
-end in the order of the catalogue. Numbers have equally many digits; a token is a pair of them (the papers' tokenizer decides).
+As in the authors' code, training histories are numbered first; items that no training history holds follow.
+Differs: those follow in the order of the catalogue. Numbers have equally many digits; a token is a pair of them (the paper's tokenizer
+decides).
 """
 
 import numpy as np
