@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from transformers import GenerationConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 logger = logging.getLogger(__name__)
@@ -269,6 +270,10 @@ class HubModel:
     checkpoint_folder: Path | None = None
     """Where the model was read from."""
 
+    def generation(self) -> dict[str, Any] | None:
+        """What `generation_config.json` says; None where nothing is generated."""
+        return None
+
     def moment(self) -> tuple[Any, ...]:
         """Equal as long as model and weights are the same: what was computed with them may then be kept."""
         return weakref.ref(self), *((id(own), own._version) for own in self.parameters())  # type: ignore[attr-defined]
@@ -292,6 +297,8 @@ class HubModel:
                 save_code(folder, str(pipeline))
                 config["custom_pipelines"] = {TASK: {"impl": "pipeline.RecommendationPipeline", "pt": ["AutoModel"], "type": "text"}}
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if (generation := self.generation()) is not None:
+            GenerationConfig(**generation).save_pretrained(folder)
         if (folder / "model.safetensors").is_file():  # an earlier save may have needed several files
             (folder / "model.safetensors.index.json").unlink(missing_ok=True)
         seal(folder, *WEIGHTS)
@@ -333,6 +340,8 @@ class HubProcessor:
     def write_card(self, folder: Path, card: dict[str, Any], with_catalog: bool) -> None:
         """Writes `processor_config.json` and the code; the card remembers the catalogue, so that its loss or exchange is noticed."""
         catalog = {"items": len(self.catalog), "fingerprint": self.catalog.fingerprint} if with_catalog else None
+        if not with_catalog:
+            shutil.rmtree(folder / "catalog", ignore_errors=True)  # that of an earlier save
         kind = type(self)
         own = {"processor_class": kind.__name__, "auto_map": {"AutoProcessor": reference(kind)}, "format_version": FORMAT_VERSION}
         text = json.dumps({**own, **card, "catalog": catalog}, indent=2)

@@ -101,6 +101,11 @@ class IDGenRecModel(HubModel, PreTrainedModel):
         """The recommender's word embeddings."""
         return self.recommender.get_input_embeddings()
 
+    def generation(self) -> dict[str, Any]:
+        """How the recommender searches."""
+        special = {"eos_token_id": self.eos, "pad_token_id": self.recommender.config.pad_token_id}
+        return {"do_sample": False, "num_beams": self.config.beams, "length_penalty": self.config.length_penalty, **special}
+
     @property
     def eos(self) -> int:
         """The token that ends an ID."""

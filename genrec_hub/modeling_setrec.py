@@ -156,6 +156,10 @@ class SETRecModel(HubModel, PreTrainedModel):
         self.config.lora = None
         return self
 
+    def generation(self) -> dict[str, Any]:
+        """Nothing is searched or drawn: one pass generates the whole set."""
+        return {"do_sample": False}
+
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's word embeddings."""
         return self.backbone.get_input_embeddings()
@@ -169,7 +173,7 @@ class SETRecModel(HubModel, PreTrainedModel):
             return tokens
         if cf is None:
             cf = semantic.new_zeros(*semantic.shape[:-1], self.config.cf_size)
-        return torch.cat([self.cf(cf)[..., None, :], tokens], -2)
+        return torch.cat([self.cf(cf.to(tokens.dtype))[..., None, :], tokens], -2)
 
     def forward(
         self,

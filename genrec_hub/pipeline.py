@@ -24,6 +24,7 @@ KEPT_CATALOGS = 4
 """Catalogues given at call time whose index a pipeline keeps."""
 
 Lines = str | Iterable[str | Item | Mapping[str, object]] | History
+Items = Catalog | Iterable[Item | Mapping[str, object]]
 Progress = Callable[[int, int], None]
 
 
@@ -45,7 +46,7 @@ def load(name_or_path: str | Path = DEFAULT_MODEL, encoder: str | None = None, *
     Args:
         name_or_path: "setrec-foundation", "path/to/folder" or "org/name".
         encoder: another sentence encoder than the checkpoint's, such as "fast" or "minilm".
-        **kwargs: passed on to `from_pretrained` (revision, token, ...).
+        **kwargs: passed on to `from_pretrained` (revision, token, ...); weights are 32-bit unless `dtype` says otherwise.
 
     Raises:
         OSError: when there is no such checkpoint, or it can't be fetched.
@@ -61,8 +62,8 @@ def load(name_or_path: str | Path = DEFAULT_MODEL, encoder: str | None = None, *
         raise FileNotFoundError(f"{name} holds no checkpoint: config.json is missing.")
     elif not Path(name).is_dir():
         fetch(name, **kwargs)  # all of it at once, and in one sentence when it can't be had
-    model = AutoModel.from_pretrained(name, dtype=torch.float32, **kwargs)
-    processor = AutoProcessor.from_pretrained(name, **kwargs)
+    model = AutoModel.from_pretrained(name, **{"dtype": torch.float32, **kwargs})
+    processor = AutoProcessor.from_pretrained(name, **{key: value for key, value in kwargs.items() if key != "dtype"})
     pipe = RecommendationPipeline(model=model, processor=processor, task=TASK)
     return pipe if encoder is None else pipe.with_encoder(encoder)
 
@@ -81,12 +82,14 @@ class RecommendationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_image_processor = False
 
-    def __init__(self, model: Any, processor: Any = None, **kwargs: Any) -> None:
+    def __init__(self, model: Any, processor: Any = None, catalog: Items | None = None, **kwargs: Any) -> None:
         if processor is None:
             processor = AutoProcessor.from_pretrained(model.name_or_path)
+        if catalog is not None:
+            processor = processor.with_catalog(_catalog(catalog), model=model.eval())
         super().__init__(model=model, processor=processor, **kwargs)
         self.model.eval()
-        known = getattr(model.config, "catalog_fingerprint", "")
+        known = "" if catalog is not None else getattr(model.config, "catalog_fingerprint", "")
         if known and len(self.catalog) and self.catalog.fingerprint != known:
             logger.warning(
                 "The model was trained on the catalogue %s, this one is %s: what it learnt of single items does not apply to the new ones.",
@@ -94,6 +97,7 @@ class RecommendationPipeline(Pipeline):
                 self.catalog.fingerprint[:12],
             )
         self._indexed: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
+        self._indexed_of: tuple[Any, Any] = (None, None)
 
     @property
     def catalog(self) -> Catalog:
@@ -103,40 +107,41 @@ class RecommendationPipeline(Pipeline):
     def __call__(
         self,
         history: Lines | Sequence[Lines],
-        top_k: int = 10,
+        top_k: int | None = None,
         *,
-        catalog: Catalog | Iterable[Item | Mapping[str, object]] | None = None,
-        exclude_seen: bool = True,
+        catalog: Items | None = None,
+        exclude_seen: bool | None = None,
         department: str | None = None,
+        batch_size: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Recommends items.
+        """Recommends items. What is None is as it was given to `pipeline(...)`.
 
         Args:
             history: what was bought, oldest first: a text with one item per line, or a list of ids, titles, words or `Item`s.
                 A list of such histories gives a list of lists.
-            top_k: how many, at the most.
+            top_k: how many, at the most; 10 when it was never given.
             catalog: recommend from these items instead (dicts with `item_id` and `title` will do), zero-shot; the weights stay untouched.
-            exclude_seen: leave out what the history holds.
+            exclude_seen: leave out what the history holds; so when it was never given.
             department: only items of this department.
-            **kwargs: of `transformers.Pipeline`, such as `batch_size`.
+            batch_size: histories at once; all when it was never given.
+            **kwargs: of `transformers.Pipeline`.
 
         Returns:
             `[{"item", "score", "rank", "identifier", "because"}, ...]`, best first; an empty history gives the model's opening offer.
         """
         if not isinstance(history, Item | Iterable):
             raise TypeError(f"A history is a text with one item per line, or a list of ids, titles, words or items; this is {history!r}.")
-        several = isinstance(history, list | tuple) and len(history) > 0 and all(isinstance(h, list | tuple | History) for h in history)
-        batch = list(history) if several else [history]
-        if catalog is not None and not hasattr(
-            catalog, "fingerprint"
-        ):  # no Catalog: isinstance would not know one of another copy of this code
-            catalog = Catalog.from_items(catalog)
-        answers = super().__call__([batch], top_k=top_k, catalog=catalog, exclude_seen=exclude_seen, department=department, **kwargs)[0]
+        read: Any = history.tolist() if hasattr(history, "tolist") else history
+        several = isinstance(read, list | tuple) and any(isinstance(own, list | tuple | History) for own in read)
+        batch = list(read) if several else [read]
+        given = {"top_k": top_k, "catalog": catalog, "exclude_seen": exclude_seen, "department": department}
+        kwargs |= {name: value for name, value in given.items() if value is not None}
+        answers = self._answers(batch, batch_size or self._batch_size or len(batch), kwargs)
         return answers if several else answers[0]
 
     def recommend_all(
-        self, histories: Sequence[Lines], batch_size: int = 64, *, catalog: Catalog | None = None, **options: Any
+        self, histories: Sequence[Lines], batch_size: int = 64, *, catalog: Items | None = None, **options: Any
     ) -> list[list[dict[str, object]]]:
         """Recommends for many histories, some at a time; several processes (torchrun) do a share each, and all have the whole answer.
 
@@ -146,19 +151,26 @@ class RecommendationPipeline(Pipeline):
             catalog: as for a call.
             **options: of a call: `top_k`, `exclude_seen`, `department`.
         """
-        self._index(catalog)  # by all processes together, also by one that has no history of its own
-        own = [histories[row] for row in share(len(histories))]
+        if catalog is not None:
+            options["catalog"] = _catalog(catalog)
+        self._index(options.get("catalog"))  # by all processes together, also by one that has no history of its own
+        return gathered(self._answers([histories[row] for row in share(len(histories))], batch_size, options))
+
+    def _answers(self, histories: Sequence[Any], size: int, options: Mapping[str, Any]) -> list[list[dict[str, object]]]:
+        """A pipeline's batch is one input of several histories: transformers would pad them."""
         answers: list[list[dict[str, object]]] = []
-        for start in range(0, len(own), batch_size):
-            answers += super().__call__([own[start : start + batch_size]], catalog=catalog, **options)[0]
-        return gathered(answers)
+        for start in range(0, len(histories), size):
+            answers += super().__call__([histories[start : start + size]], batch_size=1, **options)[0]
+        return answers
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         known = {"top_k", "catalog", "exclude_seen", "department"}
         unknown = set(kwargs) - known
         if unknown:
             raise TypeError(f"The pipeline does not know {', '.join(sorted(unknown))}; it takes {', '.join(sorted(known))}.")
-        reading = {key: kwargs[key] for key in ("catalog",) if key in kwargs}
+        if not isinstance(top := kwargs.get("top_k", 1), int | np.integer):
+            raise TypeError(f"top_k is {top!r}: give a whole number.")
+        reading = {"catalog": _catalog(kwargs["catalog"])} if kwargs.get("catalog") is not None else {}
         return reading, {key: kwargs[key] for key in known - {"catalog"} if key in kwargs}, {}
 
     def preprocess(self, histories: list[Lines], catalog: Catalog | None = None) -> dict[str, Any]:
@@ -174,21 +186,21 @@ class RecommendationPipeline(Pipeline):
         """Makes JSON-able dicts."""
         return [[recommendation.to_dict() for recommendation in own] for own in outputs["answers"]]
 
-    def understand(self, history: Lines, catalog: Catalog | None = None) -> History:
+    def understand(self, history: Lines, catalog: Items | None = None) -> History:
         """Tells how each line of a history is understood: the item, how it was found, and how sure that is."""
         return self._processor_for(catalog).read(history)
 
-    def identify(self, catalog: Catalog | None = None, progress: Progress | None = None) -> list[dict[str, object]]:
+    def identify(self, catalog: Items | None = None, progress: Progress | None = None) -> list[dict[str, object]]:
         """The identifier of every item of the catalogue, in its order."""
         return self._processor_for(catalog).identify(self.model, progress)
 
-    def with_catalog(self, catalog: Catalog, progress: Progress | None = None) -> "RecommendationPipeline":
+    def with_catalog(self, catalog: Items, progress: Progress | None = None) -> "RecommendationPipeline":
         """Returns a pipeline that recommends from another catalogue; it shares the weights."""
-        processor = self.processor.with_catalog(catalog, progress, self.model)
+        processor = self.processor.with_catalog(_catalog(catalog), progress, self.model)
         return RecommendationPipeline(model=self.model, processor=processor, task=self.task, device=self.device)
 
     def add_items(
-        self, items: Iterable[Item], progress: Progress | None = None
+        self, items: Iterable[Item | Mapping[str, object]], progress: Progress | None = None
     ) -> tuple["RecommendationPipeline", list[dict[str, object]]]:
         """Returns a pipeline that recommends further items too, and their identifiers, to be looked at before anything is recommended.
 
@@ -201,7 +213,7 @@ class RecommendationPipeline(Pipeline):
         Returns:
             the pipeline, and an entry like those of `identify` for each new item, in their order.
         """
-        processor = self.processor.add_items(items, progress, self.model)
+        processor = self.processor.add_items(list(Catalog.from_items(items)), progress, self.model)
         more = RecommendationPipeline(model=self.model, processor=processor, task=self.task, device=self.device)
         return more, processor.identify(self.model, first=len(self.catalog))
 
@@ -273,12 +285,16 @@ class RecommendationPipeline(Pipeline):
         rows = np.linspace(0, len(processor.catalog) - 1, most).astype(np.int64)
         return self.model.ground(self.model.recommend_tokens([rows[place : place + 1] for place in range(most)], processor.features))
 
-    def _processor_for(self, catalog: Catalog | None) -> Any:
-        return self.processor if catalog is None else self._index(catalog)[0]
+    def _processor_for(self, catalog: Items | None) -> Any:
+        return self.processor if catalog is None else self._index(_catalog(catalog))[0]
 
     def _index(self, catalog: Catalog | None) -> tuple[Any, Any]:
-        """The processor and index of a catalogue; the last few are kept."""
-        key = (catalog or self.catalog).fingerprint
+        """The processor and index of a catalogue; the last few are kept, as long as weights and processor stay what they are."""
+        now = (self.model.moment(), self.processor)
+        if self._indexed_of[0] != now[0] or self._indexed_of[1] is not now[1]:
+            self._indexed.clear()
+            self._indexed_of = now
+        key = (self.catalog if catalog is None else catalog).fingerprint
         if key not in self._indexed:
             processor = self.processor if catalog is None else self.processor.with_catalog(catalog, model=self.model)
             index = processor.index(self.model)
@@ -289,6 +305,19 @@ class RecommendationPipeline(Pipeline):
                 self._indexed.popitem(last=False)
         self._indexed.move_to_end(key)
         return self._indexed[key]
+
+
+def _catalog(items: Items) -> Catalog:
+    """A catalogue as it is, or one made of items or dicts.
+
+    Raises:
+        ValueError: when it holds no items.
+    """
+    # isinstance would not know a catalogue of another copy of this code
+    catalog: Any = items if hasattr(items, "fingerprint") else Catalog.from_items(items)
+    if not len(catalog):
+        raise ValueError("The given catalogue holds no items: give at least one with item_id and title.")
+    return catalog  # type: ignore[no-any-return]
 
 
 class DomainRanker:

@@ -458,7 +458,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         name = pretrained_model_name_or_path
         folder, card = cls.read_card(name, **kwargs)
         catalog, identifiers = None, None
-        if (folder / "catalog" / "catalog.json").is_file():
+        if card.get("catalog"):
             catalog = Catalog.load(folder / "catalog")
             identifiers = Identifiers.load(folder / "catalog")
             if identifiers.catalog != catalog.fingerprint:

@@ -325,13 +325,11 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         count = len(own)
         if not count:
             return [None] * len(scores)
-        falls = scores[None].clamp(min=0)
-        if count > 1:
-            keep = ~torch.eye(count, dtype=torch.bool, device=scores.device)
-            without = {name: torch.stack([values[0][row] for row in keep]) for name, values in inputs.items()}
-            generated = model(**without).tokens[:, 0]
-            parts = model.contributions(generated, **{name: values.expand(count, *values.shape[1:]) for name, values in shown.items()})
-            falls = (scores[None] - parts.sum(-1)).clamp(min=0)
+        keep = ~torch.eye(count, dtype=torch.bool, device=scores.device)
+        without = {name: torch.stack([values[0][row] for row in keep]) for name, values in inputs.items()}
+        generated = model(**without).tokens[:, 0]
+        parts = model.contributions(generated, **{name: values.expand(count, *values.shape[1:]) for name, values in shown.items()})
+        falls = (scores[None] - parts.sum(-1)).clamp(min=0)
         shares = falls / falls.sum(0).clamp(min=1e-12)
         best = shares.argmax(0).tolist()
         return [
@@ -463,7 +461,7 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         name = pretrained_model_name_or_path
         folder, card = cls.read_card(name, **kwargs)
         catalog, features = None, None
-        if (folder / "catalog" / "catalog.json").is_file():
+        if card.get("catalog"):
             catalog = Catalog.load(folder / "catalog")
             features = read_arrays(folder / "catalog" / "features.safetensors", catalog.fingerprint, name)
         inside = folder / str(card["encoder"])

@@ -38,7 +38,8 @@ class SemanticTokenizer(nn.Module):
         return cast(nn.Linear, self.encoder[-1])
 
     def latent(self, semantic: torch.Tensor) -> torch.Tensor:
-        """The last hidden layer, in which all tokens are affine. Shape: (..., S) -> (..., H)."""
+        """The last hidden layer, in which all tokens are affine, in the weights' precision. Shape: (..., S) -> (..., H)."""
+        semantic = semantic.to(self.last.weight.dtype)
         for layer in self.encoder[:-1]:
             semantic = F.relu(layer(semantic))
         return semantic

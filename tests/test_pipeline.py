@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import pipeline
+from transformers import GenerationConfig, pipeline
 
 import genrec_hub
 from genrec_hub.catalog import Catalog, Item
@@ -181,8 +181,11 @@ def test_a_catalogue_of_one_item(recommend):
 
 
 def test_a_catalogue_of_none(recommend):
-    with pytest.raises(ValueError, match="catalogue"):
-        recommend(["something"], catalog=Catalog([]))
+    recommend(["something"])  # what is known of the own items does not answer for it
+    for nothing in (Catalog([]), []):
+        for ask in (lambda own: recommend(["something"], catalog=own), recommend.identify, recommend.with_catalog):
+            with pytest.raises(ValueError, match="holds no items"):
+                ask(nothing)
 
 
 def test_a_model_without_catalogue(tiny_setrec, encoder, shop):
@@ -246,6 +249,59 @@ def test_a_history_that_is_none_is_refused(recommend, bad):
         recommend(bad)
 
 
+def test_what_a_pipeline_was_made_with_holds_for_every_call(recommend):
+    items = [{"item_id": name, "title": f"a {name}"} for name in ("kettle", "mug", "pot")]
+    made = {"model": recommend.model, "processor": recommend.processor, "task": TASK}
+    fixed = RecommendationPipeline(**made, catalog=items, top_k=2, exclude_seen=False, batch_size=1)
+    assert ids(fixed(["kettle"])) == ids(recommend(["kettle"], catalog=items, top_k=2, exclude_seen=False))
+    assert len(fixed([["kettle"], ["mug"]], top_k=3)[1]) == 3
+    assert [own["item_id"] for own in fixed.identify()] == fixed.catalog.ids == ["kettle", "mug", "pot"]
+    assert set(ids(fixed(["kettle"], exclude_seen=True))) == {"mug", "pot"}
+    assert ids(fixed(["sku-03"], catalog=recommend.catalog)) == ids(recommend(["sku-03"], top_k=2, exclude_seen=False))
+    department = RecommendationPipeline(**made, department="Kitchen")
+    assert {answer["item"]["categories"] for answer in department(["sku-10"])} == {"Kitchen"}
+
+
+def test_batches_mixtures_and_arrays(recommend):
+    histories = [["sku-03"], "sku-10", ("sku-03", "sku-10")]
+    alone = [ids(recommend(own)) for own in histories]
+    for size in (None, 1, 2, 50):
+        assert [ids(own) for own in recommend(histories, batch_size=size)] == alone
+    assert ids(recommend(np.array(["sku-03", "sku-10"]))) == alone[2]
+    assert [ids(own) for own in recommend(np.array([["sku-03"], ["sku-10"]]))] == alone[:2]
+    for bad in (2.0, "3"):
+        with pytest.raises(TypeError, match="whole number"):
+            recommend(["sku-03"], top_k=bad)
+
+
+def test_changed_weights_or_another_processor_are_noticed(tiny_setrec, processor):
+    pipe = RecommendationPipeline(model=tiny_setrec(), processor=processor, task=TASK)
+    pipe(["sku-03"])
+    with torch.no_grad():
+        pipe.model.semantic.encoder[0].weight.mul_(-1.0)
+    fresh = RecommendationPipeline(model=pipe.model, processor=processor, task=TASK)
+    assert check(pipe(["sku-03"]), pipe.model) == fresh(["sku-03"])
+    pipe.processor = processor.with_catalog(Catalog(list(pipe.catalog)[:5]))
+    assert len(pipe(["sku-03"])) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["setrec-foundation", "idgenrec-foundation"])
+def test_half_precision(name, dtype, tmp_path):
+    whole, half = load(name), load(name, dtype=dtype)
+    assert half.model.dtype == dtype
+    assert whole.model.dtype == torch.float32
+    history = ["shop-0001", "running shoes"]
+    expected = ids(whole(history, top_k=20))
+    assert len(set(ids(half(history))) & set(expected)) >= 9
+    assert half.identify()[0]["item_id"] == "shop-0001"
+    assert len(half.usual(history)) == len(whole.usual(history))
+    half.save_pretrained(tmp_path)
+    again = pipeline(TASK, model=str(tmp_path))
+    assert again.model.dtype == dtype
+    assert ids(again(history)) == ids(half(history))
+
+
 def test_unknown_arguments_are_refused(recommend):
     with pytest.raises(TypeError, match=r"does not know topk; it takes catalog, department, exclude_seen, top_k\."):
         recommend(["sku-03"], topk=3)
@@ -267,6 +323,26 @@ def test_saved_and_loaded(with_cf, tmp_path):
         assert not again.model.training
         assert digest(again.model) == digest(with_cf.model)
         assert again(["sku-03", "sku-10"]) == expected
+
+
+def test_a_catalogue_of_an_earlier_save_does_not_stay(with_cf, tmp_path):
+    with_cf.save_pretrained(tmp_path)
+    assert len(load(tmp_path).catalog) == 60
+    with_cf.save_pretrained(tmp_path, with_catalog=False)
+    assert not (tmp_path / "catalog").exists()
+    assert len(load(tmp_path).processor.catalog) == 0
+
+
+@pytest.mark.parametrize("name", ["setrec-foundation", "idgenrec-foundation"])
+def test_how_it_generates_is_written_down(name, tmp_path):
+    model = load(name).model
+    model.save_pretrained(tmp_path)
+    written = GenerationConfig.from_pretrained(tmp_path)
+    assert not written.do_sample
+    assert written.to_dict() == GenerationConfig.from_pretrained(embedded(name)).to_dict()
+    if name == "idgenrec-foundation":
+        assert (written.num_beams, written.length_penalty) == (model.config.beams, model.config.length_penalty)
+        assert (written.eos_token_id, written.pad_token_id) == (model.eos, model.recommender.config.pad_token_id)
 
 
 def test_a_fresh_process(recommend, tmp_path):

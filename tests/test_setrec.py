@@ -651,6 +651,11 @@ def test_tokens_add_up_and_reasons_share(tiny_setrec, processor, options, cf):
                 assert answer.because["item"]["title"] in {item.title for item in processor.read(history)}
     assert all(answer.because is None for answer in answers[2])
     assert all(answer.because["share"] == 1 for answer in answers[1] if answer.because)
+    nothing = model.contributions(model(**processor([[]])).tokens[:, 0], **{name: values[None] for name, values in known.items()})[0].sum(
+        -1
+    )
+    fallen = [answer.score > float(nothing[processor.catalog.row(answer.item.item_id)]) for answer in answers[1]]
+    assert [answer.because is not None for answer in answers[1]] == fallen  # beside the opening offer
 
 
 @torch.no_grad()
