@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .catalog import Catalog
-from .tables import read_table
-from .text import MAX_TITLE, clean
+from .tables import clean_id, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -189,8 +188,7 @@ class Domain:
         if table.num_rows == 0:
             raise ValueError(f"{where} has no rows.")
         rows = _item_rows(catalog, table.column("item_id"), where)
-        users = pc.dictionary_encode(_user_ids(table, where)).combine_chunks()
-        codes, names_of_users = users.indices.to_numpy(zero_copy_only=False), users.dictionary.to_pylist()
+        codes, names_of_users = _user_codes(table.column("user_id"), where)
         time = _numbers(table, clock, where)
         keys = [time, codes]
         if clock == "timestamp" and "position" in names:
@@ -356,19 +354,29 @@ def refuse_key_sorted(sequences: Sequences, ids: Sequence[str], where: str = "th
         )
 
 
-def _user_ids(table: pa.Table, where: str) -> pa.ChunkedArray:
-    users = pc.utf8_trim_whitespace(pc.fill_null(pc.cast(table.column("user_id"), pa.string()), ""))
-    empty = pc.index(users, "").as_py()
-    if empty >= 0:
+def _encoded(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """The ids of a column as numbers, and what they stand for in order of appearance: "" where there is none."""
+    if pa.types.is_dictionary(column.type):
+        column = pc.cast(column, column.type.value_type)
+    found = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
+    ids = list(map(clean_id, found.dictionary.to_pylist()))
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(ids))}
+    codes: np.ndarray = np.array([numbers[name] for name in ids], np.int64)[found.indices.to_numpy()]
+    return codes, list(numbers)
+
+
+def _user_codes(column: pa.ChunkedArray, where: str) -> tuple[np.ndarray, list[str]]:
+    codes, names = _encoded(column)
+    if "" in names:
+        empty = int(np.argmax(codes == names.index("")))
         raise ValueError(f"{where}: column user_id is empty in row {empty + 1}: fill it or drop the row.")
-    return users
+    return codes, names
 
 
 def _item_rows(catalog: Catalog, column: pa.ChunkedArray, where: str) -> np.ndarray:
-    ids = pc.dictionary_encode(pc.cast(column, pa.string())).combine_chunks()
+    codes, names = _encoded(column)
     known = {item_id: row for row, item_id in enumerate(catalog.ids)}
-    table = np.array([known.get(clean(name, MAX_TITLE), -1) for name in ids.dictionary.to_pylist()] + [-1], np.int64)
-    codes = pc.fill_null(ids.indices, len(table) - 1).to_numpy(zero_copy_only=False)
+    table = np.array([known.get(name, -1) for name in names], np.int64)
     rows: np.ndarray = table[codes]
     bad = np.flatnonzero(rows < 0)
     if len(bad):
