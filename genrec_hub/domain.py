@@ -123,6 +123,7 @@ class Domain:
         sequences: rows of the catalogue per user, oldest first.
         times: Unix seconds per interaction, parallel to `sequences.items`; None when only the order is known.
         given: 0 training, 1 validation, 2 test per interaction; None when the source has no official split.
+            Then `given_fault` says what is wrong with its column `split`, if it has one.
         name: of the data, for reports; that of the folder when it is read from files.
     """
 
@@ -136,7 +137,7 @@ class Domain:
         name: str = "",
     ) -> None:
         self.catalog, self.users, self.sequences, self.times, self.given = catalog, list(users), sequences, times, given
-        self.name = name
+        self.name, self.given_fault = name, ""
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -209,8 +210,10 @@ class Domain:
         sequences = Sequences(rows, offsets)
         if check_order:
             refuse_key_sorted(sequences, catalog.ids, where)
-        given = _given(table, where, order) if "split" in names else None
-        return cls(catalog, names_of_users, sequences, time if clock == "timestamp" else None, given)
+        domain = cls(catalog, names_of_users, sequences, time if clock == "timestamp" else None)
+        if "split" in names:
+            domain.given, domain.given_fault = _given(table, where, order)
+        return domain
 
     def split(self, protocol: Protocol = "leave-one-out") -> Split:
         """Splits by a protocol; see `leave_one_out`, `global_time` and `given_split`."""
@@ -256,11 +259,12 @@ class Domain:
         """The split of the source's own `split` column.
 
         Raises:
-            ValueError: when there is no such column.
+            ValueError: when there is no such column, or it holds something else.
         """
         if self.given is None:
             raise ValueError(
-                "The interactions have no column split (training, validation, test): add it or use the leave-one-out protocol."
+                self.given_fault
+                or "The interactions have no column split (training, validation, test): add it or use the leave-one-out protocol."
             )
         return self._split_by(self.given)
 
@@ -404,12 +408,12 @@ def _numbers(table: pa.Table, name: str, where: str) -> np.ndarray:
     return values
 
 
-def _given(table: pa.Table, where: str, order: np.ndarray) -> np.ndarray | None:
+def _given(table: pa.Table, where: str, order: np.ndarray) -> tuple[np.ndarray | None, str]:
+    """The split of the source, or what is wrong with it: that matters to those alone who ask for it."""
     names = [str(name or "").strip().lower() for name in table.column("split").to_pylist()]
     unknown = sorted({name for name in names if name not in _SPLITS})
-    if unknown:
-        if all(not name for name in names):
-            return None
-        raise ValueError(f"{where}: column split holds {', '.join(map(repr, unknown[:3]))}; it should hold training, validation or test.")
-    given: np.ndarray = np.array([_SPLITS[name] for name in names], np.int64)[order]
-    return given
+    if not unknown:
+        return np.array([_SPLITS[name] for name in names], np.int64)[order], ""
+    if not any(names):
+        return None, ""
+    return None, f"{where}: column split holds {', '.join(map(repr, unknown[:3]))}; it should hold training, validation or test."

@@ -157,12 +157,22 @@ def test_given_split_faults():
     with pytest.raises(ValueError, match="no column split"):
         read(user_id=["a"], item_id=["i1"], position=[0]).split("given")
     with pytest.raises(ValueError, match=r"interactions\.csv: column split holds 'holdout'; it should hold training, validation or test"):
-        read(user_id=["a"], item_id=["i1"], position=[0], split=["holdout"])
+        read(user_id=["a"], item_id=["i1"], position=[0], split=["holdout"]).split("given")
     with pytest.raises(ValueError, match="User 'a' has a training interaction after a later part"):
         read(user_id=["a", "a"], item_id=["i1", "i2"], position=[0, 1], split=["test", "training"]).split("given")
     with pytest.raises(ValueError, match=r"Unknown protocol 'random'.*leave-one-out, global-time and given"):
         read(user_id=["a"], item_id=["i1"], position=[0]).split("random")
     assert read(user_id=["a"], item_id=["i1"], position=[0], split=[""]).given is None
+
+
+@pytest.mark.parametrize("column", [["fold0", "fold1", "fold0"], ["training", None, "test"], [0, 1, 2]])
+def test_a_strange_split_matters_only_where_it_is_asked_for(column, tmp_path):
+    domain = read(user_id=["a"] * 3, item_id=["i1", "i2", "i3"], position=[0, 1, 2], split=column)
+    assert domain.split().test.targets[0].tolist() == [3]
+    with pytest.raises(ValueError, match=r"interactions\.csv: column split holds '.*; it should hold training, validation or test"):
+        domain.split("given")
+    domain.save(tmp_path)
+    assert Domain.from_folder(tmp_path).given is None
 
 
 # Reading
