@@ -22,7 +22,7 @@ except ModuleNotFoundError as missing:  # said here because a checkpoint's own c
         f"Catalogues are kept in Arrow tables, which need {missing.name}: pip install pyarrow", name=missing.name
     ) from None
 
-from .tables import MAX_BYTES, as_text, match_columns, read_table
+from .tables import MAX_BYTES, as_text, clean_id, match_columns, read_table
 from .text import MAX_FIELD, MAX_TITLE, clean, departments, item_line, salient
 from .titles import TitleIndex
 
@@ -34,13 +34,15 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 MAX_ROWS = 2_000_000
+MAX_ID = 1_000
+"""Characters of an id; a longer one is refused, for a cut one could be another's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """One thing that can be recommended. All fields are plain text; only `item_id` must be there.
 
-    An empty title falls back to `text`, then to the id.
+    The texts are cleaned, the id is kept as it is (`clean_id`). An empty title falls back to `text`, then to the id.
     """
 
     item_id: str
@@ -52,13 +54,19 @@ class Item:
     text: str = ""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            limit = MAX_TITLE if field.name in ("item_id", "title", "brand", "price") else MAX_FIELD
-            object.__setattr__(self, field.name, clean(getattr(self, field.name), limit))
+        object.__setattr__(self, "item_id", clean_id(self.item_id))
         if not self.item_id:
             raise ValueError("An item has an empty item_id: give every item an id of its own.")
+        if len(self.item_id) > MAX_ID:
+            raise ValueError(
+                f"An item_id has {len(self.item_id):,} characters ({self.item_id[:40]}...), the limit is {MAX_ID:,}: "
+                "give the item a short key."
+            )
+        for field in fields(self)[1:]:
+            limit = MAX_TITLE if field.name in ("title", "brand", "price") else MAX_FIELD
+            object.__setattr__(self, field.name, clean(getattr(self, field.name), limit))
         if not self.title:
-            object.__setattr__(self, "title", clean(self.text, MAX_TITLE) or self.item_id)
+            object.__setattr__(self, "title", clean(self.text, MAX_TITLE) or clean(self.item_id, MAX_TITLE) or self.item_id)
 
     @property
     def line(self) -> str:
@@ -121,15 +129,16 @@ class Catalog(Sequence[Item]):
     Order matters (row r of every feature matrix is item r), so it is part of the fingerprint.
 
     Args:
-        items: the items; ids must be unique.
+        items: the items, or mappings with their fields (`item_id`, `title`, ...); ids must be unique.
         license: the terms of the items' texts, as an identifier (cc-by-4.0) or in words; "" = the caller's own. No part of the fingerprint.
 
     Raises:
         ValueError: when an id occurs twice; the sentence names the id and both places.
     """
 
-    def __init__(self, items: Iterable[Item], license: str = "") -> None:
-        self._items, self.license = tuple(items), license
+    def __init__(self, items: Iterable[Item | Mapping[str, object]], license: str = "") -> None:
+        self._items = tuple(Item.from_dict(item) if isinstance(item, Mapping) else item for item in items)
+        self.license = license
         self._rows: dict[str, int] = {}
         for row, item in enumerate(self._items):
             first = self._rows.setdefault(item.item_id, row)
@@ -265,7 +274,7 @@ class Catalog(Sequence[Item]):
         """
         return self._index.search(query, k) if self._items else []
 
-    def add(self, items: Iterable[Item]) -> "Catalog":
+    def add(self, items: Iterable[Item | Mapping[str, object]]) -> "Catalog":
         """Returns a catalogue with the items appended; the rows of the old ones stay."""
         return Catalog((*self._items, *items), self.license)
 
@@ -313,7 +322,7 @@ class Catalog(Sequence[Item]):
     @classmethod
     def from_items(cls, items: Iterable[Item | Mapping[str, object]]) -> "Catalog":
         """Makes a catalogue from items or mappings."""
-        return cls(item if isinstance(item, Item) else Item.from_dict(item) for item in items)
+        return cls(items)
 
     @classmethod
     def from_file(cls, path: str | Path, max_bytes: int = MAX_BYTES) -> "Catalog":

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .catalog import Catalog
-from .tables import read_table
-from .text import MAX_TITLE, clean
+from .tables import clean_id, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +123,7 @@ class Domain:
         sequences: rows of the catalogue per user, oldest first.
         times: Unix seconds per interaction, parallel to `sequences.items`; None when only the order is known.
         given: 0 training, 1 validation, 2 test per interaction; None when the source has no official split.
+            Then `given_fault` says what is wrong with its column `split`, if it has one.
         name: of the data, for reports; that of the folder when it is read from files.
     """
 
@@ -137,7 +137,7 @@ class Domain:
         name: str = "",
     ) -> None:
         self.catalog, self.users, self.sequences, self.times, self.given = catalog, list(users), sequences, times, given
-        self.name = name
+        self.name, self.given_fault = name, ""
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -189,8 +189,7 @@ class Domain:
         if table.num_rows == 0:
             raise ValueError(f"{where} has no rows.")
         rows = _item_rows(catalog, table.column("item_id"), where)
-        users = pc.dictionary_encode(_user_ids(table, where)).combine_chunks()
-        codes, names_of_users = users.indices.to_numpy(zero_copy_only=False), users.dictionary.to_pylist()
+        codes, names_of_users = _user_codes(table.column("user_id"), where)
         time = _numbers(table, clock, where)
         keys = [time, codes]
         if clock == "timestamp" and "position" in names:
@@ -211,8 +210,10 @@ class Domain:
         sequences = Sequences(rows, offsets)
         if check_order:
             refuse_key_sorted(sequences, catalog.ids, where)
-        given = _given(table, where, order) if "split" in names else None
-        return cls(catalog, names_of_users, sequences, time if clock == "timestamp" else None, given)
+        domain = cls(catalog, names_of_users, sequences, time if clock == "timestamp" else None)
+        if "split" in names:
+            domain.given, domain.given_fault = _given(table, where, order)
+        return domain
 
     def split(self, protocol: Protocol = "leave-one-out") -> Split:
         """Splits by a protocol; see `leave_one_out`, `global_time` and `given_split`."""
@@ -258,11 +259,12 @@ class Domain:
         """The split of the source's own `split` column.
 
         Raises:
-            ValueError: when there is no such column.
+            ValueError: when there is no such column, or it holds something else.
         """
         if self.given is None:
             raise ValueError(
-                "The interactions have no column split (training, validation, test): add it or use the leave-one-out protocol."
+                self.given_fault
+                or "The interactions have no column split (training, validation, test): add it or use the leave-one-out protocol."
             )
         return self._split_by(self.given)
 
@@ -356,19 +358,29 @@ def refuse_key_sorted(sequences: Sequences, ids: Sequence[str], where: str = "th
         )
 
 
-def _user_ids(table: pa.Table, where: str) -> pa.ChunkedArray:
-    users = pc.utf8_trim_whitespace(pc.fill_null(pc.cast(table.column("user_id"), pa.string()), ""))
-    empty = pc.index(users, "").as_py()
-    if empty >= 0:
+def _encoded(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """The ids of a column as numbers, and what they stand for in order of appearance: "" where there is none."""
+    if pa.types.is_dictionary(column.type):
+        column = pc.cast(column, column.type.value_type)
+    found = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
+    ids = list(map(clean_id, found.dictionary.to_pylist()))
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(ids))}
+    codes: np.ndarray = np.array([numbers[name] for name in ids], np.int64)[found.indices.to_numpy()]
+    return codes, list(numbers)
+
+
+def _user_codes(column: pa.ChunkedArray, where: str) -> tuple[np.ndarray, list[str]]:
+    codes, names = _encoded(column)
+    if "" in names:
+        empty = int(np.argmax(codes == names.index("")))
         raise ValueError(f"{where}: column user_id is empty in row {empty + 1}: fill it or drop the row.")
-    return users
+    return codes, names
 
 
 def _item_rows(catalog: Catalog, column: pa.ChunkedArray, where: str) -> np.ndarray:
-    ids = pc.dictionary_encode(pc.cast(column, pa.string())).combine_chunks()
+    codes, names = _encoded(column)
     known = {item_id: row for row, item_id in enumerate(catalog.ids)}
-    table = np.array([known.get(clean(name, MAX_TITLE), -1) for name in ids.dictionary.to_pylist()] + [-1], np.int64)
-    codes = pc.fill_null(ids.indices, len(table) - 1).to_numpy(zero_copy_only=False)
+    table = np.array([known.get(name, -1) for name in names], np.int64)
     rows: np.ndarray = table[codes]
     bad = np.flatnonzero(rows < 0)
     if len(bad):
@@ -396,12 +408,12 @@ def _numbers(table: pa.Table, name: str, where: str) -> np.ndarray:
     return values
 
 
-def _given(table: pa.Table, where: str, order: np.ndarray) -> np.ndarray | None:
+def _given(table: pa.Table, where: str, order: np.ndarray) -> tuple[np.ndarray | None, str]:
+    """The split of the source, or what is wrong with it: that matters to those alone who ask for it."""
     names = [str(name or "").strip().lower() for name in table.column("split").to_pylist()]
     unknown = sorted({name for name in names if name not in _SPLITS})
-    if unknown:
-        if all(not name for name in names):
-            return None
-        raise ValueError(f"{where}: column split holds {', '.join(map(repr, unknown[:3]))}; it should hold training, validation or test.")
-    given: np.ndarray = np.array([_SPLITS[name] for name in names], np.int64)[order]
-    return given
+    if not unknown:
+        return np.array([_SPLITS[name] for name in names], np.int64)[order], ""
+    if not any(names):
+        return None, ""
+    return None, f"{where}: column split holds {', '.join(map(repr, unknown[:3]))}; it should hold training, validation or test."

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Literal, overload
 
 from .catalog import Catalog, Item
+from .tables import as_text, clean_id
 from .text import MAX_TITLE, clean
 
 logger = logging.getLogger(__name__)
 
 MAX_LINES = 500
-"""Lines that are read unless the caller allows more; of a longer history the last ones count."""
+"""Lines that are read word by word unless the caller allows more; of a longer history the last ones are."""
 SURE = 0.75
 """A similarity from which the best title is taken, whatever the second best.
 
@@ -120,41 +121,58 @@ class History(Sequence[Item]):
         Args:
             lines: a text (one item per line; bullets and blank lines are dropped), or ids, titles, `Item`s and mappings, oldest first.
             catalog: where the items are looked up.
-            max_lines: of a longer history the last ones are kept.
+            max_lines: of a longer text the last lines are kept; of a longer list also those earlier ones that are an id or a title of
+                the catalogue to the letter, so that nothing of it is recommended as unseen.
 
         Returns:
             One match per line that says anything; an empty history is empty, never an error.
         """
         if isinstance(lines, Item | Mapping):
             lines = [lines]
-        entries: list[object] = list(_BREAK.sub("\n", lines).splitlines() if isinstance(lines, str) else lines)
-        entries = [entry for entry in entries if isinstance(entry, Item | Mapping) or _says_something(entry)]
-        if len(entries) > max_lines:
-            logger.warning("The history has %d lines: the last %d are kept.", len(entries), max_lines)
-            entries = entries[len(entries) - max_lines :]
-        known: dict[str, Match] = {}
-        matches: list[Match | None] = []
-        for entry in entries:
-            if isinstance(entry, Item | Mapping):
+        listed = not isinstance(lines, str)
+        given = _BREAK.sub("\n", lines).splitlines() if isinstance(lines, str) else lines
+        entries = [entry if isinstance(entry, Item | Mapping) else (as_text(entry) or "")[: 8 * MAX_TITLE] for entry in given]
+        entries = [entry for entry in entries if not isinstance(entry, str) or _says_something(entry)]
+        earlier = max(0, len(entries) - max_lines)
+        matches = [_read_known(entry, catalog) for entry in entries[:earlier]] if listed else []
+        if earlier:
+            further = f", and {sum(match is not None for match in matches)} earlier ones of the catalogue" if listed else ""
+            logger.warning("The history has %d lines: the last %d are kept%s.", len(entries), max_lines, further)
+        known: dict[str, Match | None] = {}
+        for entry in entries[earlier:]:
+            if not isinstance(entry, str):
                 matches.append(_read_item(entry, catalog))
                 continue
-            line = clean(entry, MAX_TITLE)
-            if line and line not in known:
-                known[line] = _read_line(line, catalog)
-            matches.append(known.get(line))
+            if entry not in known:
+                known[entry] = _read_line(entry, catalog)
+            matches.append(known[entry])
         return cls(match for match in matches if match is not None)
 
 
-def _says_something(entry: object) -> bool:
-    return entry is not None and any(char.isprintable() and not char.isspace() for char in str(entry)[: 8 * MAX_TITLE])
+def _says_something(entry: str) -> bool:
+    return any(char.isprintable() and not char.isspace() for char in entry)
 
 
-def _read_line(line: str, catalog: Catalog) -> Match:
+def _read_known(entry: str | Item | Mapping[str, object], catalog: Catalog) -> Match | None:
+    """A match with the catalogue that needs no search."""
+    if isinstance(entry, str):
+        return _exact_line(entry, catalog)
+    found = _read_item(entry, catalog)
+    return found if found is not None and found.row is not None else None
+
+
+def _exact_line(line: str, catalog: Catalog) -> Match | None:
+    """The item whose id or title a line is, as a whole or without its bullet."""
+    item_id, text = clean_id(line), clean(line, MAX_TITLE)
+    return _exact(text, catalog, item_id) or _exact(_BULLET.sub("", text), catalog, _BULLET.sub("", item_id))
+
+
+def _read_line(entry: str, catalog: Catalog) -> Match | None:
+    found = _exact_line(entry, catalog)
+    line = clean(entry, MAX_TITLE)
+    if found is not None or not line:
+        return found
     bare = _BULLET.sub("", line) or line
-    for text in dict.fromkeys((line, bare)):
-        found = _exact(text, catalog)
-        if found is not None:
-            return found
     near = catalog.search(bare, MOST_ALTERNATIVES + 1)
     best, runner_up = (near[0][1] if near else 0.0), (near[1][1] if len(near) > 1 else 0.0)
     if best >= SURE or (best >= LIKELY and best - runner_up >= CLEAR):
@@ -163,10 +181,12 @@ def _read_line(line: str, catalog: Catalog) -> Match:
     return Match(bare, Item(_typed_id(bare), title=bare), None, "text", best, tuple(row for row, _ in near[:MOST_ALTERNATIVES]))
 
 
-def _exact(text: str, catalog: Catalog) -> Match | None:
-    row = catalog.find(text)
-    if row is not None:
-        return Match(text, catalog[row], row, "id", 1.0)
+def _exact(text: str, catalog: Catalog, item_id: str = "") -> Match | None:
+    """The item with this id (which cleaning would spoil where it looks like markup), with the text as its id, or as its title."""
+    for typed in (item_id, text):
+        row = catalog.find(typed)
+        if row is not None:
+            return Match(typed, catalog[row], row, "id", 1.0)
     rows = catalog.rows_by_title(text)
     if rows:
         return Match(text, catalog[rows[0]], rows[0], "title", 1.0, tuple(rows[1 : 1 + MOST_ALTERNATIVES]))
@@ -178,10 +198,12 @@ def _read_item(entry: Item | Mapping[str, object], catalog: Catalog) -> Match | 
         item = entry
     else:
         fields = {name: value for name, value in entry.items() if name != "item_id"}
-        item_id = clean(entry.get("item_id"), MAX_TITLE)
+        item_id = clean_id(entry.get("item_id"))
         item = Item.from_dict({**fields, "item_id": item_id or "typed:"})
         if not item_id:
-            words = next((text for text in (clean(entry.get("title"), MAX_TITLE), item.brand, item.description, item.text) if text), "")
+            words = next(
+                (text for text in (clean(as_text(entry.get("title")), MAX_TITLE), item.brand, item.description, item.text) if text), ""
+            )
             if not words:
                 return None
             found = _exact(words, catalog)

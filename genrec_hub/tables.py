@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ MAX_BYTES = 64 * 2**20
 MAX_COLUMNS = 2_000
 """A wider table is no catalogue; one that grows a column with every row would fill the memory."""
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff]+")
 _SYNONYMS = {
     "item_id": ("item_id", "itemid", "id", "asin", "sku", "product_id", "article_id", "parent_asin"),
     "title": ("title", "name", "product_name", "product", "item_name", "item"),
@@ -153,17 +155,36 @@ def _json_column(values: list[object]) -> pa.Array:
 
 
 def as_text(value: object) -> str | None:
-    """A cell as text: parts of a list are joined, of a list of lists (Amazon's categories) the first is taken; NaN is nothing."""
+    """A cell as text: parts of a list are joined, of a list of lists (Amazon's categories) the first is taken; NaN, NaT and NA are nothing.
+
+    Arrays count as lists. A whole float is written as the integer it is: a column of integers with a gap is one of floats to pandas.
+    """
+    value = _plain(value)
     if isinstance(value, list | tuple):
-        first = next((part for part in value if isinstance(part, list | tuple)), None)
-        if first is not None:
-            return as_text(first)
-        return " > ".join(str(part) for part in value if part not in (None, ""))
+        parts = [_plain(part) for part in value]
+        first = next((part for part in parts if isinstance(part, list | tuple)), None)
+        return as_text(first) if first is not None else " > ".join(text for text in map(as_text, parts) if text)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    if value is None or (isinstance(value, float) and value != value):
+    if value is None or (value == value) is not True:
         return None
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:  # further up the neighbours of an integer are lost
+        return str(int(value))
     return str(value)
+
+
+def _plain(value: object) -> object:
+    """An array as a list, a scalar of NumPy as one of Python."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def clean_id(value: object) -> str:
+    """An id as it is compared, wherever it stands: without control characters and surrounding spaces, composed (NFC); None and NaN are "".
+
+    Nothing else is mended, for a key is no prose: `x..1` and `x.1`, `A&amp;B` and `A&B` are different ids.
+    """
+    text = _CONTROL.sub("", as_text(value) or "")
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def _megabytes(size: int) -> str:

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genrec_hub.catalog import Catalog, Item
-from genrec_hub.tables import match_columns, read_table
+from genrec_hub.tables import as_text, match_columns, read_table
 
 ITEMS = [
     Item("a1", "CHI PRO Hair Dryer 1875W", "CHI", "Beauty > Hair", "strong", "59.90"),
@@ -86,6 +87,56 @@ def test_item_falls_back_and_is_cleaned():
         Item(" \0 ")
     with pytest.raises(ValueError, match="title of an item holds names and values"):
         Item.from_dict({"item_id": "1", "title": {"en": "x"}})
+
+
+@pytest.mark.parametrize(
+    "item_id", ["a..b", "\uff21\ufb01", "A&amp;B", "<http://www.wikidata.org/entity/Q42>", "x" * 1000, "a  b", "caf\u00e9"]
+)
+def test_an_id_is_kept_as_it_is(item_id):
+    item = Item(f" {item_id}\0\n", "t")
+    assert item.item_id == item_id
+    assert Catalog([item]).find(item_id) == 0
+    assert Item.from_dict(item.to_dict()) == item
+    untitled = Item(item_id)
+    assert untitled.title
+    assert Item.from_dict(untitled.to_dict()) == untitled
+
+
+def test_ids_that_look_alike():
+    long = "x" * 400
+    ids = ["x..1", "x.1", "A&amp;B", "A&B", f"{long}1", f"{long}2", "\uff11", "1"]
+    assert Catalog(Item(name, "t") for name in ids).ids == ids
+    assert Item("cafe\u0301").item_id == "caf\u00e9"
+    with pytest.raises(ValueError, match=r"An item_id has 1,001 characters \(x{40}\.\.\.\), the limit is 1,000: give the item a short key"):
+        Item("x" * 1001)
+
+
+def test_cells_of_numpy_and_pandas():
+    nan = float("nan")
+    row = {"item_id": np.int64(7), "title": np.str_("T"), "categories": np.array(["Beauty", "Hair"]), "price": np.float32("nan")}
+    assert Item.from_dict(row) == Item("7", "T", categories="Beauty > Hair")
+    assert Item.from_dict({"item_id": 7.0, "title": "T", "categories": ["Beauty", nan, None, ""], "price": np.float64(2.5)}) == Item(
+        "7", "T", categories="Beauty", price="2.5"
+    )
+    nested = np.array([None, None], dtype=object)
+    nested[:] = [np.array(["Beauty", "Hair"]), np.array(["Other"])]
+    texts = {"b": nested, "c": np.datetime64("NaT"), "d": np.array([]), "e": b"x", "f": True, "g": [1.0, 2.5], "h": 1e300, "i": -0.0}
+    assert [as_text(value) for value in texts.values()] == ["Beauty > Hair", None, "", "x", "True", "1 > 2.5", "1e+300", "0"]
+    pandas = pytest.importorskip("pandas")
+    assert as_text(pandas.NaT) is as_text(pandas.NA) is None
+    assert as_text([pandas.NaT, "a", pandas.NA]) == "a"
+
+
+def test_whole_floats_are_integers(write, tmp_path):
+    pq.write_table(pa.table({"item_id": [1.0, 2.5], "title": ["a", "b"]}), tmp_path / "items.parquet")
+    assert Catalog.from_file(tmp_path / "items.parquet").ids == ["1", "2.5"]
+    assert Catalog.from_file(write("items.jsonl", '{"item_id": 1.0, "title": "a"}\n{"item_id": 2.5, "title": "b"}\n')).ids == ["1", "2.5"]
+
+
+def test_dicts_are_items():
+    rows = [{"item_id": 1, "title": "a"}, {"item_id": "2", "title": "b"}]
+    catalog = Catalog([Item("1", "a"), Item("2", "b")])
+    assert Catalog(rows) == Catalog.from_items(rows) == Catalog([Item("1", "a"), rows[1]]) == Catalog(rows[:1]).add(rows[1:]) == catalog
 
 
 def test_sequence():

@@ -157,12 +157,22 @@ def test_given_split_faults():
     with pytest.raises(ValueError, match="no column split"):
         read(user_id=["a"], item_id=["i1"], position=[0]).split("given")
     with pytest.raises(ValueError, match=r"interactions\.csv: column split holds 'holdout'; it should hold training, validation or test"):
-        read(user_id=["a"], item_id=["i1"], position=[0], split=["holdout"])
+        read(user_id=["a"], item_id=["i1"], position=[0], split=["holdout"]).split("given")
     with pytest.raises(ValueError, match="User 'a' has a training interaction after a later part"):
         read(user_id=["a", "a"], item_id=["i1", "i2"], position=[0, 1], split=["test", "training"]).split("given")
     with pytest.raises(ValueError, match=r"Unknown protocol 'random'.*leave-one-out, global-time and given"):
         read(user_id=["a"], item_id=["i1"], position=[0]).split("random")
     assert read(user_id=["a"], item_id=["i1"], position=[0], split=[""]).given is None
+
+
+@pytest.mark.parametrize("column", [["fold0", "fold1", "fold0"], ["training", None, "test"], [0, 1, 2]])
+def test_a_strange_split_matters_only_where_it_is_asked_for(column, tmp_path):
+    domain = read(user_id=["a"] * 3, item_id=["i1", "i2", "i3"], position=[0, 1, 2], split=column)
+    assert domain.split().test.targets[0].tolist() == [3]
+    with pytest.raises(ValueError, match=r"interactions\.csv: column split holds '.*; it should hold training, validation or test"):
+        domain.split("given")
+    domain.save(tmp_path)
+    assert Domain.from_folder(tmp_path).given is None
 
 
 # Reading
@@ -256,11 +266,26 @@ def test_files(write, tmp_path):
         Domain.from_folder(tmp_path / "nowhere")
 
 
-def test_ids_are_cleaned_on_both_sides(write):
+def test_ids_are_read_the_same_on_both_sides(write):
     domain = Domain.from_files(
-        write("items.csv", "item_id,title\n A&amp;B ,x\n"), write("interactions.csv", "user_id,item_id,position\nu,A&amp;B,0\n")
+        write("items.csv", "item_id,title\n A&amp;B ,x\nA&B,y\nx..1,z\n"),
+        write("interactions.csv", "user_id,item_id,position\n u,A&amp;B,0\nu,x..1 ,1\nu..v,A&B\x01,0\n"),
     )
-    assert domain.catalog.ids == ["A&B"]
+    assert domain.catalog.ids == ["A&amp;B", "A&B", "x..1"]
+    assert domain.users == ["u", "u..v"]
+    assert [own.tolist() for own in domain.sequences] == [[0, 2], [1]]
+
+
+def test_ids_that_are_floats_or_categories(tmp_path):
+    pq.write_table(pa.table({"item_id": [1.0, 2.0, 2.5], "title": ["a", "b", "c"]}), tmp_path / "items.parquet")
+    for items in (pa.array([2.0, 1.0, 2.5]), pa.array(["2", "1", "2.5"]).dictionary_encode()):
+        table = pa.table({"user_id": [7.0, 7.0, 8.0], "item_id": items, "position": [0, 1, 0]})
+        pq.write_table(table, tmp_path / "interactions.parquet")
+        domain = Domain.from_folder(tmp_path)
+        assert (domain.catalog.ids, domain.users) == (["1", "2", "2.5"], ["7", "8"])
+        assert [own.tolist() for own in domain.sequences] == [[1, 0], [2]]
+    with pytest.raises(ValueError, match="column user_id is empty in row 2"):
+        read(user_id=[7.0, float("nan")], item_id=["i1", "i2"], position=[0, 1])
 
 
 # Histories in the order of their ids

@@ -3,6 +3,7 @@ import logging
 import random
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -164,7 +165,31 @@ def test_more_lines_than_allowed_keep_the_last(caplog):
     assert [item.title for item in history] == ["thing 5", "thing 6", "CHI PRO Hair Dryer 1875W"]
     assert "8 lines: the last 3 are kept" in caplog.text
     assert len(History.read("\n".join(["a1"] * (MAX_LINES + 5)), CATALOG)) == MAX_LINES
-    assert len(History.read(["a1"], CATALOG, max_lines=0)) == 0
+    assert len(History.read("a1", CATALOG, max_lines=0)) == 0
+
+
+def test_of_a_long_list_no_item_of_the_catalogue_is_lost():
+    catalog = Catalog(Item(f"i{n}", f"Thing number {n}") for n in range(600))
+    assert History.read(catalog.ids, catalog).rows == list(range(600))
+    assert History.read(catalog.titles, catalog).rows == list(range(600))
+    assert History.read(list(catalog), catalog).rows == list(range(600))
+    mixed = ["i1", "- thing  number 2", "thnig number 3", Item("i4"), Item("own"), {"item_id": "i5"}, {"title": "Own"}, "thnig number 6"]
+    assert History.read(mixed, catalog, max_lines=1).rows == [1, 2, 4, 5, 6]
+
+
+@pytest.mark.parametrize("item_id", ["a..b", "A&amp;B", "<http://www.wikidata.org/entity/Q42>", "\uff21\ufb01", "x" * 500, "x  y", "7"])
+def test_an_id_is_found_as_it_is(item_id):
+    catalog = Catalog([Item("a.b", "a"), Item("A&B", "b"), Item(item_id, "c")])
+    for line in (item_id, f" {item_id}\t", f"- {item_id}", {"item_id": item_id}, Item(item_id)):
+        (match,) = History.read([line], catalog).matches
+        assert (match.row, match.how) == (2, "id")
+    assert History.read(f"* {item_id}\n<b>a.b</b>", catalog).rows == [2, 0]
+
+
+def test_numbers_and_nothing_in_a_list():
+    catalog = Catalog([Item("7", "Lamp")])
+    assert History.read([7, 7.0, np.int64(7), np.float32("nan"), float("nan")], catalog).rows == [0, 0, 0]
+    assert not History.read([{"title": np.float32("nan")}], catalog)
 
 
 @pytest.mark.parametrize(
