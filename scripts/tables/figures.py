@@ -59,7 +59,7 @@ def tokens(results: Results, axes: Axes) -> bool:
 
 def beta(results: Results, axes: Axes) -> bool:
     """Validation NDCG@10 by beta, the weight of the semantic tokens."""
-    for row in ("setrec", "setrec-small", "small"):
+    for row in ("setrec", "setrec-plain", "small"):
         curve = ((_first(results, row) or {}).get("training") or {}).get("beta")
         if curve:
             axes.plot([float(value) for value in curve], list(curve.values()), label=row)
@@ -101,7 +101,7 @@ def size(results: Results, axes: Axes) -> bool:
 
 def training(results: Results, axes: Axes) -> bool:
     """Validation NDCG@10 by training tokens: passes over the histories x items x tokens of an identifier."""
-    for row in ("setrec", "setrec-small", "setrec-t5", "sasrec", "gru4rec", "tiger", "idgenrec"):
+    for row in ("setrec", "setrec-plain", "setrec-t5", "sasrec", "gru4rec", "tiger", "idgenrec"):
         training = (_first(results, row) or {}).get("training") or {}
         if training.get("curve") and training.get("epoch_tokens"):
             read = [point["epoch"] * training["epoch_tokens"] for point in training["curve"]]

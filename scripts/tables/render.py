@@ -12,7 +12,7 @@ from .measure import METRICS, compare, write_json
 
 HERO = {"table-1": "setrec", "table-4": "idgenrec", "table-5": "alternate", "table-6": "prompt-item", "curves": "small"}
 """Whose row is compared with all others of its domain, in pairs."""
-PLAIN = "setrec-small"
+PLAIN = "setrec-plain"
 """SETRec without what its hero starts from: compared with the other identifiers, too."""
 IDENTIFIERS = (*CODES, "idgenrec")
 """Rows of other identifiers than SETRec's."""
@@ -352,15 +352,16 @@ small-mask-released and small-unguided, a start that was interrupted. Rows that 
 5,000."""
 TABLE_1 = """The authors' split by global time. Recall divides by all targets of a user. *Warm* and *Cold* rank, and search, among the
 items of the group alone, with the targets in it. Seconds are CPU seconds of one thread for the scores of the whole test set; rows that
-search have 20 beams. The backbone is a Qwen3 of two layers, 128 wide (`setrec-small` and `setrec-t5` 64). The published code leaves seen
+search have 20 beams. The backbone is a Qwen3 of two layers, 128 wide (`setrec-t5` 64). The published code leaves seen
 items in, which costs a quarter of Recall@10 or more: published figures compare with the tables *Seen items kept*.
 
 Rows differ in more than identifiers. They read: TIGER sentence vectors; LETTER these and CF vectors; E4SRec CF vectors; P5-CID what is
 bought together; P5-SID the order of the training data; P5-SemID categories; IDGenRec its own generator's words; SETRec sentence, spelling
 and CF vectors, and how crowded an item's neighbourhood is. SETRec starts as a search by text, of which half is kept; all others from
 nothing. Rows that search share one recipe that nobody tuned on these data, and most were still improving at their last epoch. Row
-`setrec-small` has neither the spelling nor the start; beside the rows that search it is half as wide, reads CF vectors as well, and has 14
-epochs on 50 items of a history (they: 10 on 20) by a recipe that was tuned on `amazon14_beauty`, as that of SASRec and GRU4Rec was.
+`setrec-plain` has neither the spelling nor the start, and the width, the epochs and the items of a history of the rows that search; it
+reads sentence and CF vectors, as LETTER does, by a learning rate, a loss and a weighing of recency that were tuned on `amazon14_beauty`, as
+SASRec and GRU4Rec were.
 
 How SETRec starts and how much of that is kept was chosen on the validation users of `setrec_toys` and `setrec_beauty`, epoch and beta on
 those of each split. What an absent CF vector scores is not the best on validation but the highest value that costs validation 5 % of
