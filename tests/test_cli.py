@@ -156,6 +156,21 @@ def test_train_evaluate_identify_recommend_end_to_end(files, tmp_path, monkeypat
     again = run("train", "setrec", "--items", items, "--interactions", interactions, "--output", str(model), "--epochs", "2", "--resume")
     assert again.exit_code == 0, again.stderr
 
+    timed = tmp_path / "timed.csv"
+    timed.write_text(Path(interactions).read_text().replace("position", "timestamp"))
+    line = ("--items", items, "--interactions", str(timed), "--protocol", "global-time")
+    for verb in (
+        ("evaluate", "--model", str(model)),
+        ("evaluate", "--model", "none", "--sasrec", str(model / "cf")),
+        ("train", "setrec", "--sasrec", str(model / "cf"), "--output", str(tmp_path / "other")),
+    ):
+        done = run(*verb, *line)
+        assert done.exit_code == 1, verb
+        assert "was trained under leave-one-out" in done.stderr
+        assert "train it anew with --protocol global-time" in done.stderr
+    done = run("evaluate", "--model", str(model), "--zero-shot", *line)
+    assert done.exit_code == 0, done.stderr
+
 
 @needs_checkpoint
 @pytest.mark.filterwarnings("ignore")

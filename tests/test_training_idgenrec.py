@@ -1,6 +1,7 @@
 """Training of IDGenRec: what a step reads, what a phase changes, and that an interrupted run ends where an uninterrupted one does."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,6 +121,8 @@ def test_a_phase_changes_its_part_alone(strategy, domain, tmp_path):
     for name, values in IDGenRecModel.from_pretrained(tmp_path / "end").state_dict().items():
         moved = not torch.equal(values, before[name])
         assert moved == (name.startswith(strategy)), name
+    with pytest.raises(ValueError, match="was trained under leave-one-out"):
+        train_idgenrec(domain, tmp_path / "other", replace(SETTINGS, protocol="global-time"), backbone=str(start))
 
 
 class Interrupted(TrainerCallback):
