@@ -262,8 +262,7 @@ def run_arguments(output: str | Path, chosen: Settings, split: Split, more: dict
         steps_per_epoch=steps,
         seed=chosen.seed,
         every=chosen.every,
-        **blind,
-        **(more or {}),
+        **{**(more or {}), **blind},
     )
 
 

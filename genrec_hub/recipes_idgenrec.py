@@ -250,8 +250,8 @@ def train_writer(
     steps = math.ceil(len(texts) / batch)
     own = max(1, batch // processes.count())
     arguments = training_arguments(
-        folder, epochs=epochs, batch=own, rate=rate, steps_per_epoch=steps, seed=seed, eval_strategy="no", load_best_model_at_end=False,
-        **more,
+        folder, epochs=epochs, batch=own, rate=rate, steps_per_epoch=steps, seed=seed,
+        **{**more, "eval_strategy": "no", "load_best_model_at_end": False},
     )  # fmt: skip
     trainer = WriterTrainer(model, arguments, texts, wanted, processor)
     run(trainer, resume, clock)
@@ -288,7 +288,7 @@ def _train(
 ) -> dict[str, Any]:
     ranked = kind.part == "recommender" and len(split.validation) > 0
     blind = {} if ranked else {"eval_strategy": "no", "load_best_model_at_end": False}
-    arguments = run_arguments(folder, chosen, split, {**blind, **more})
+    arguments = run_arguments(folder, chosen, split, {**more, **blind})
     trainer = kind(
         model,
         arguments,

@@ -182,6 +182,14 @@ def test_t5_from_a_folder_is_trained_on_sentences(prompt, domain, tiny_idgenrec,
     assert len(loaded([domain.catalog[0].title], top_k=5)) == 5
 
 
+def test_nobody_to_validate_on(domain, tmp_path):
+    """Two items a user: nothing can be held out, so no phase validates, whatever else is asked of the Trainer."""
+    short = Domain(domain.catalog, domain.users, Sequences.of([own[:2] for own in domain.sequences]))
+    report = train_idgenrec(short, tmp_path / "out", SETTINGS, arguments={"eval_strategy": "steps", "eval_steps": 1}, **SMALL)
+    assert [phase["phase"] for phase in report["phases"]] == ["writer", "recommender"]
+    assert report["validation"] == {}
+
+
 def test_an_unknown_strategy_is_refused(domain, tmp_path):
     with pytest.raises(ValueError, match="should be one of alternate"):
         train_idgenrec(domain, tmp_path, strategy="both")
