@@ -108,7 +108,7 @@ def recommend(
             tokens = _readable(answer["identifier"])
             because = answer["because"]
             reason = f"  because of {because['item']['title']} ({because['share']:.0%})" if because else ""
-            typer.echo(f"{answer['rank']:>3}. {answer['item']['title']}  [{tokens}]  {answer['score']:.2f}{reason}")
+            _say(f"{answer['rank']:>3}. {answer['item']['title']}  [{tokens}]  {answer['score']:.2f}{reason}")
 
 
 @app.command()
@@ -126,7 +126,7 @@ def identify(
             _emit(rows)
             return
         for row in rows:
-            typer.echo(f"{row['item_id']}\t{row['title']}\t{_readable(row['identifier'])}")
+            _say(f"{row['item_id']}\t{row['title']}\t{_readable(row['identifier'])}")
 
 
 @app.command()
@@ -177,13 +177,11 @@ def evaluate(
             return
         rows: dict[str, Any] = ({str(result["model"]): result["metrics"]} if result["metrics"] else {}) | dict(result["baselines"])  # type: ignore[call-overload, arg-type]
         names = list(next(iter(rows.values()), {}))
-        typer.echo(
-            f"{result['users']} users, {result['items']} items, {protocol.value}, {stage}, {result['repeat_targets']} repeats left out"
-        )
-        typer.echo(f"{'':18}" + "".join(f"{name:>14}" for name in names))
+        _say(f"{result['users']} users, {result['items']} items, {protocol.value}, {stage}, {result['repeat_targets']} repeats left out")
+        _say(f"{'':18}" + "".join(f"{name:>14}" for name in names))
         for row, metrics in rows.items():
             values = "".join(f"{metrics[name]:14.4f}" if isinstance(metrics.get(name), float) else f"{'-':>14}" for name in names)
-            typer.echo(f"{row[-18:]:18}{values}")
+            _say(f"{row[-18:]:18}{values}")
 
 
 @app.command()
@@ -284,7 +282,7 @@ def train(
         _emit(report)
     else:
         validation = ", ".join(f"{name} {value:.4f}" for name, value in report["validation"].items())
-        typer.echo(f"Saved {output} after {report['seconds']:.0f} s; validation {validation or 'not possible'}.")
+        _say(f"Saved {output} after {report['seconds']:.0f} s; validation {validation or 'not possible'}.")
 
 
 def _readable(identifier: dict[str, Any]) -> str:
@@ -360,7 +358,7 @@ def push(
     if as_json:
         _emit(answer)
     else:
-        typer.echo(answer["pull_request"] or answer["url"])
+        _say(done.pr_url or done.commit_url)
 
 
 def _is_domain(folder: Path) -> bool:
@@ -411,11 +409,11 @@ def doctor(
     else:
         for key, value in report.items():
             if isinstance(value, dict):
-                typer.echo(f"{key}:")
+                _say(f"{key}:")
                 for name, entry in value.items():
-                    typer.echo(f"  {name}: {'not installed' if entry is None else entry}")
+                    _say(f"  {name}: {'not installed' if entry is None else entry}")
             else:
-                typer.echo(f"{key}: {value}")
+                _say(f"{key}: {value}")
     raise typer.Exit(1 if problems else 0)
 
 
@@ -461,7 +459,16 @@ def _version(name: str) -> str | None:
 
 
 def _emit(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    _say(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _say(line: str) -> None:
+    """Writes a line of the answer; where nobody reads on, as behind `| head`, the command ends quietly."""
+    try:
+        typer.echo(line)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter flushes as it ends
+        raise typer.Exit from None
 
 
 def _progress(what: str) -> Callable[[int, int], None]:

@@ -232,3 +232,20 @@ def test_python_m_is_the_same_program():
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-m", "genrec_hub", "recommend", "--help"], capture_output=True, text=True, env=env, check=True)
     assert "What was bought, oldest first" in done.stdout
+
+
+@needs_checkpoint
+def test_answers_are_utf_8_and_end_where_nobody_reads(tmp_path):
+    items = tmp_path / "items.csv"
+    items.write_text("item_id,title\na,シャンプー\nb,ドライヤー\n", encoding="utf-8")
+    line = [sys.executable, "-m", "genrec_hub", "identify", "--catalog", str(items)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([*line, "--json"], capture_output=True, env=env, check=True)
+    assert [row["title"] for row in json.loads(done.stdout.decode("utf-8"))] == ["シャンプー", "ドライヤー"]
+    for more in ([], ["--json"]):
+        with subprocess.Popen([*line, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as cut:
+            cut.stdout.close()  # as `head` does when it has enough
+            said = cut.stderr.read().decode("utf-8")
+        assert cut.returncode == 0, said
+        assert "Broken pipe" not in said
+        assert "Traceback" not in said
