@@ -214,6 +214,46 @@ def test_a_foundation_goes_with_setrec_alone(files, tmp_path, wrong):
         assert "Only a SETRec without a CF slot" in other.stderr
 
 
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        (
+            ("sasrec", "--config", "not json", "--backbone", "org/x", "--strategy", "bogus"),
+            "--backbone goes with setrec and idgenrec, --strategy goes with idgenrec: leave them out of `train sasrec`.",
+        ),
+        (("setrec", "--strategy", "recommender"), "--strategy goes with idgenrec: leave it out of `train setrec`."),
+        (("idgenrec", "--no-cf"), "--cf/--no-cf goes with setrec: leave it out of `train idgenrec`."),
+        (("idgenrec", "--negatives", "0"), "--negatives goes with setrec and sasrec"),
+        (("setrec", "--no-cf", "--sasrec", "cf"), "--sasrec is for the CF tokens, which --no-cf leaves out"),
+        (("sasrec", "--config", "not json"), "--config is no JSON"),
+        (("sasrec", "--config", '{"hidden_size": "128"}'), "--config holds \"128\" as 'hidden_size': it should be int."),
+        (("sasrec", "--config", '{"num_heads": 3}'), "hidden_size is 64: it should be a multiple of num_heads, 3."),
+        (("setrec", "--config", '{"semantic_token": 6}'), "--config holds 'semantic_token': did you mean 'semantic_tokens'"),
+        (("setrec", "--arguments", '{"bf61": true}'), "--arguments holds 'bf61': did you mean 'bf16'"),
+        (("idgenrec", "--strategy", "bogus"), "The strategy is 'bogus'"),
+    ],
+)
+def test_training_ignores_nothing_that_was_typed(files, tmp_path, typed, says):
+    done = run("train", *typed, "--items", str(files[0]), "--interactions", str(files[1]), "--output", str(tmp_path / "out"))
+    assert done.exit_code == 1
+    assert says in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["recommend", "evaluate", "push"])
+def test_a_sasrec_is_no_model_to_load(files, tmp_path, verb):
+    from genrec_hub import SASRecConfig, SASRecModel
+
+    SASRecModel(SASRecConfig(num_items=40, hidden_size=8)).save_pretrained(tmp_path / "cf")
+    given = ("--model", str(tmp_path / "cf"))
+    line = {"recommend": ("x", *given), "evaluate": ("--items", str(files[0]), "--interactions", str(files[1]), *given)}
+    done = run(verb, *line.get(verb, (str(tmp_path / "cf"), "me/x")))
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"genrec: {tmp_path / 'cf'} is a SASRec, which reads no texts: it goes to --sasrec of genrec evaluate or genrec train setrec."
+    )
+
+
 def test_training_without_anyone_to_validate_on(files, tmp_path):
     """Two items a user: nothing can be held out, so the last weights are kept and the report says nothing of validation."""
     items, interactions = files
@@ -221,10 +261,12 @@ def test_training_without_anyone_to_validate_on(files, tmp_path):
     interactions.write_text("\n".join(row for row in rows if row.split(",")[2] in ("position", "0", "1")) + "\n")
     output = tmp_path / "sasrec"
     done = run(
-        "train", "sasrec", "--items", str(items), "--interactions", str(interactions), "--output", str(output), "--epochs", "1", "--json"
+        *("train", "sasrec", "--items", str(items), "--interactions", str(interactions), "--output", str(output), "--epochs", "1"),
+        *("--config", '{"hidden_size": 8, "dropout": 0}', "--json"),
     )
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["validation"] == {}
+    assert json.loads((output / "config.json").read_text())["hidden_size"] == 8
     assert (output / "model.safetensors").is_file()
 
 
