@@ -13,10 +13,10 @@ from huggingface_hub import DatasetCardData, EvalResult, EvalResultEntry, ModelC
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .catalog import Catalog
+from .checkpoint import REPORT
 from .domain import Domain
 from .history import History
 
-REPORT = "training.json"
 EVALUATIONS = ("evaluation.json", "zero_shot.json", "evaluations/*.json")
 """Objects that `genrec evaluate --json` printed, or lists of them; an object without a `domain` is called like its file."""
 FIGURE = "figures/results.svg"

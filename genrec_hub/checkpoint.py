@@ -39,6 +39,8 @@ TASK = "sequential-recommendation"
 FORMAT_VERSION = 1
 """Of config.json and processor_config.json; older ones are read, newer ones refused."""
 SUMS = "SHA256SUMS"
+REPORT = "training.json"
+"""What a training run writes down beside its model."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 SIDECARS = ("catalog/*", "encoder/*", "encoder/*/*")
 """What a processor has on disk besides its card and, where it has one, a tokenizer."""
@@ -147,6 +149,24 @@ def refuse_pickles(where: str | Path, names: Iterable[str]) -> None:
             raise ValueError(
                 f"{where} holds {name}, a pickle, which can run any code when it is read: delete it, or convert it to safetensors."
             )
+
+
+def refuse_other_protocol(folder: str | Path | None, fingerprint: str, protocol: str) -> None:
+    """Refuses a model that may have seen what is asked for: trained on the same catalogue under another protocol, says its report.
+
+    What was trained on other catalogues alone has seen none of this one's targets. Without a folder or a report nothing is known.
+
+    Raises:
+        ValueError: with both protocols, and how to mend it.
+    """
+    path = None if folder is None else Path(folder) / REPORT
+    report = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else {}
+    trained = report.get("settings", {}).get("protocol", protocol)
+    if trained != protocol and report.get("data", {}).get("fingerprint", fingerprint) == fingerprint:
+        raise ValueError(
+            f"{folder} was trained under {trained}, so that targets of {protocol} may stand in its training histories: train it anew "
+            f"with --protocol {protocol}, or ask with --protocol {trained}."
+        )
 
 
 def check_format(version: object, where: str | Path) -> None:

@@ -30,6 +30,15 @@ app = typer.Typer(
 DEFAULT_MODEL = "setrec-foundation"
 SHARED = ("train", "evaluate", "identify")
 """Verbs whose work several processes share."""
+ONLY = {
+    "backbone": ("setrec", "idgenrec"),
+    "arguments": ("setrec", "idgenrec"),
+    "negatives": ("setrec", "sasrec"),
+    "strategy": ("idgenrec",),
+    "sasrec": ("setrec",),
+    "cf": ("setrec",),
+}
+"""Options of `genrec train` that not every system has."""
 
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on stdout.")]
 Model = Annotated[str, typer.Option(help="An embedded checkpoint, a folder, or a Hub name.")]
@@ -108,7 +117,7 @@ def recommend(
             tokens = _readable(answer["identifier"])
             because = answer["because"]
             reason = f"  because of {because['item']['title']} ({because['share']:.0%})" if because else ""
-            typer.echo(f"{answer['rank']:>3}. {answer['item']['title']}  [{tokens}]  {answer['score']:.2f}{reason}")
+            _say(f"{answer['rank']:>3}. {answer['item']['title']}  [{tokens}]  {answer['score']:.2f}{reason}")
 
 
 @app.command()
@@ -126,7 +135,7 @@ def identify(
             _emit(rows)
             return
         for row in rows:
-            typer.echo(f"{row['item_id']}\t{row['title']}\t{_readable(row['identifier'])}")
+            _say(f"{row['item_id']}\t{row['title']}\t{_readable(row['identifier'])}")
 
 
 @app.command()
@@ -177,17 +186,16 @@ def evaluate(
             return
         rows: dict[str, Any] = ({str(result["model"]): result["metrics"]} if result["metrics"] else {}) | dict(result["baselines"])  # type: ignore[call-overload, arg-type]
         names = list(next(iter(rows.values()), {}))
-        typer.echo(
-            f"{result['users']} users, {result['items']} items, {protocol.value}, {stage}, {result['repeat_targets']} repeats left out"
-        )
-        typer.echo(f"{'':18}" + "".join(f"{name:>14}" for name in names))
+        _say(f"{result['users']} users, {result['items']} items, {protocol.value}, {stage}, {result['repeat_targets']} repeats left out")
+        _say(f"{'':18}" + "".join(f"{name:>14}" for name in names))
         for row, metrics in rows.items():
             values = "".join(f"{metrics[name]:14.4f}" if isinstance(metrics.get(name), float) else f"{'-':>14}" for name in names)
-            typer.echo(f"{row[-18:]:18}{values}")
+            _say(f"{row[-18:]:18}{values}")
 
 
 @app.command()
 def train(
+    context: typer.Context,
     system: Annotated[System, typer.Argument(help="What to train.")],
     items: Annotated[Path, typer.Option(help="items.{csv,jsonl,parquet}")],
     interactions: Annotated[Path, typer.Option(help="interactions.{csv,jsonl,parquet}")],
@@ -202,8 +210,8 @@ def train(
     config: Annotated[
         str,
         typer.Option(
-            help='Fields of the configuration as JSON, e.g. {"semantic_tokens": 6, "lora": {}}; for IDGenRec also "hidden", "layers", '
-            '"rounds", "prompt" and what else its recipe takes.'
+            help='Fields of the configuration as JSON, e.g. {"semantic_tokens": 6, "lora": {}}; from scratch also "hidden" and "layers", '
+            'for IDGenRec "rounds", "prompt" and what else a recipe takes.'
         ),
     ] = "{}",
     arguments: Annotated[str, typer.Option(help='Further TrainingArguments as JSON, e.g. {"bf16": true}.')] = "{}",
@@ -228,11 +236,16 @@ def train(
 ) -> None:
     """Trains on your own items and interactions; interrupt it when you like and go on with --resume."""
     with _sentences(), _stdout_to_stderr():
-        from .domain import Domain
-        from .recipes import Settings, train_sasrec, train_setrec
-
+        _refuse_foreign(context, system)
         if foundation is not None and (system is not System.setrec or backbone is not None or not cf):
             raise ValueError("--foundation is a SETRec to fine-tune: give it with `train setrec`, without --backbone and --no-cf.")
+        if sasrec is not None and not cf:
+            raise ValueError("--sasrec is for the CF tokens, which --no-cf leaves out: give one of them.")
+        from .domain import Domain
+        from .options import read_arguments, read_config
+        from .recipes import Settings, train_sasrec, train_setrec
+
+        own, further = read_config(config, system.value, backbone, foundation is not None), read_arguments(arguments)
         domain = Domain.from_files(items, interactions, check_order)
         settings = Settings(epochs, batch, rate, negatives, every, seed, protocol.value)
         if foundation is not None:
@@ -248,11 +261,11 @@ def train(
                 resume,
                 sasrec=sasrec,
                 progress=_progress("encoding texts"),
-                arguments=_fields("--arguments", arguments),
-                **_fields("--config", config),
+                arguments=further,
+                **own,
             )
         elif system is System.sasrec:
-            report = train_sasrec(domain, output, settings, resume)
+            report = train_sasrec(domain, output, settings, resume, **own)
         elif system is System.idgenrec:
             from .recipes_idgenrec import train_idgenrec
 
@@ -264,8 +277,8 @@ def train(
                 backbone=backbone,
                 strategy=strategy,
                 progress=_progress("writing IDs"),
-                arguments=_fields("--arguments", arguments),
-                **_fields("--config", config),
+                arguments=further,
+                **own,
             )
         else:
             report = train_setrec(
@@ -277,14 +290,14 @@ def train(
                 sasrec=sasrec,
                 cf=cf,
                 progress=_progress("encoding texts"),
-                arguments=_fields("--arguments", arguments),
-                **_fields("--config", config),
+                arguments=further,
+                **own,
             )
     if as_json:
         _emit(report)
     else:
         validation = ", ".join(f"{name} {value:.4f}" for name, value in report["validation"].items())
-        typer.echo(f"Saved {output} after {report['seconds']:.0f} s; validation {validation or 'not possible'}.")
+        _say(f"Saved {output} after {report['seconds']:.0f} s; validation {validation or 'not possible'}.")
 
 
 def _readable(identifier: dict[str, Any]) -> str:
@@ -292,15 +305,16 @@ def _readable(identifier: dict[str, Any]) -> str:
     return identifier["text"] if "text" in identifier else " · ".join(str(token["label"]) for token in identifier["tokens"])
 
 
-def _fields(option: str, text: str) -> dict[str, Any]:
-    """Reads an option that is a JSON object."""
-    try:
-        fields = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{option} is no JSON ({error}): write for instance {option} '{{\"lora\": {{}}}}'.") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{option} is {text}: it should be a JSON object, for instance '{{\"lora\": {{}}}}'.")
-    return fields
+def _refuse_foreign(context: typer.Context, system: System) -> None:
+    """Raises a ValueError when an option was typed that only other systems have."""
+    foreign = [
+        f"{'/'.join([*option.opts, *option.secondary_opts])} goes with {' and '.join(ONLY[name])}"
+        for option in context.command.params
+        if (name := str(option.name)) in ONLY and system not in ONLY[name]
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if foreign:
+        raise ValueError(f"{', '.join(foreign)}: leave {'it' if len(foreign) == 1 else 'them'} out of `train {system}`.")
 
 
 @app.command()
@@ -360,7 +374,7 @@ def push(
     if as_json:
         _emit(answer)
     else:
-        typer.echo(answer["pull_request"] or answer["url"])
+        _say(str(answer["pull_request"] or answer["url"]))
 
 
 def _is_domain(folder: Path) -> bool:
@@ -411,11 +425,11 @@ def doctor(
     else:
         for key, value in report.items():
             if isinstance(value, dict):
-                typer.echo(f"{key}:")
+                _say(f"{key}:")
                 for name, entry in value.items():
-                    typer.echo(f"  {name}: {'not installed' if entry is None else entry}")
+                    _say(f"  {name}: {'not installed' if entry is None else entry}")
             else:
-                typer.echo(f"{key}: {value}")
+                _say(f"{key}: {value}")
     raise typer.Exit(1 if problems else 0)
 
 
@@ -461,7 +475,16 @@ def _version(name: str) -> str | None:
 
 
 def _emit(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    _say(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _say(line: str) -> None:
+    """Writes a line of the answer; where nobody reads on, as behind `| head`, the command ends quietly."""
+    try:
+        typer.echo(line)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter flushes as it ends
+        raise typer.Exit from None
 
 
 def _progress(what: str) -> Callable[[int, int], None]:

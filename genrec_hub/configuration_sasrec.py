@@ -41,3 +41,5 @@ class SASRecConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         settle(kwargs, self.format_version)
         super().__post_init__(**kwargs)
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"SASRecConfig.hidden_size is {self.hidden_size}: it should be a multiple of num_heads, {self.num_heads}.")

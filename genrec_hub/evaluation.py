@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from . import metrics, processes
 from .baselines import CELLS, Ranker, SASRecRanker, baseline_rankers
 from .catalog import Catalog
+from .checkpoint import refuse_other_protocol
 from .domain import Cases, Domain, Sequences, Split, Stage
 from .domain import Protocol as SplitProtocol
 from .semantic import TextEncoder
@@ -78,9 +79,13 @@ def evaluate(
         command: what was typed, kept in the result.
 
     Raises:
-        ValueError: when nobody has a target, the model has no scores, or SASRec belongs to another catalogue.
+        ValueError: when nobody has a target, the model has no scores, SASRec belongs to another catalogue, or one of them was trained on
+            this one under another protocol.
     """
     start = time.perf_counter()
+    folders = [] if zero_shot else [getattr(getattr(model, "model", model), "checkpoint_folder", None)]
+    for folder in [*folders, sasrec if isinstance(sasrec, str | Path) else None]:
+        refuse_other_protocol(folder, domain.catalog.fingerprint, protocol)
     split = split or domain.split(protocol)
     asked, repeat_targets = split.cases(stage).sample(max_users, seed).asked(exclude_seen)
     if not len(asked) and not repeat_targets:

@@ -11,14 +11,13 @@ import numpy as np
 from transformers import set_seed
 
 from . import processes
-from .checkpoint import fetch
+from .checkpoint import REPORT, fetch, refuse_other_protocol
 from .configuration_setrec import SETRecConfig
 from .domain import Domain, Sequences
 from .modeling_setrec import SETRecModel
 from .processing_setrec import SETRecProcessor
 from .recipes import (
     DEFAULTS,
-    REPORT,
     Progress,
     Settings,
     circumstances,
@@ -145,10 +144,12 @@ def finetune_setrec(
     output, size = Path(output), len(domain.catalog)
     split = domain.split(chosen.protocol)
     refuse_empty(split.training)
+    refuse_other_protocol(model.checkpoint_folder, domain.catalog.fingerprint, chosen.protocol)
     processor = processor.without_catalog().with_catalog(domain.catalog, progress)
     folder = Path(sasrec) if sasrec is not None else output / "cf"
     if sasrec is None and not (resume and (folder / REPORT).is_file()):
         train_sasrec(domain, folder, few_shot_settings(len(domain), chosen), resume)
+    refuse_other_protocol(folder, domain.catalog.fingerprint, chosen.protocol)
     processor = with_cf(processor, folder, split)
     set_seed(chosen.seed)
     features = processor.features

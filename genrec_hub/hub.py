@@ -21,7 +21,6 @@ from safetensors import safe_open
 from .cards import (
     EVALUATIONS,
     FIGURE,
-    REPORT,
     bars,
     eval_results,
     evaluation_files,
@@ -30,7 +29,7 @@ from .cards import (
     render_card,
     render_dataset_card,
 )
-from .checkpoint import SIDECARS, SUMS, TOKENIZER, TRANSPORT, WAITS, WEIGHTS, matches, read_sums, write_sums
+from .checkpoint import REPORT, SIDECARS, SUMS, TOKENIZER, TRANSPORT, WAITS, WEIGHTS, matches, read_sums, write_sums
 from .domain import Domain
 from .pipeline import RecommendationPipeline
 

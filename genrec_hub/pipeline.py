@@ -50,7 +50,7 @@ def load(name_or_path: str | Path = DEFAULT_MODEL, encoder: str | None = None, *
 
     Raises:
         OSError: when there is no such checkpoint, or it can't be fetched.
-        ValueError: when it is damaged, holds a pickle, or comes from a newer version.
+        ValueError: when it is damaged, holds a pickle, comes from a newer version, or is a SASRec.
     """
     name = str(name_or_path)
     if not Path(name).is_dir() and "/" not in name and "\\" not in name:
@@ -63,6 +63,8 @@ def load(name_or_path: str | Path = DEFAULT_MODEL, encoder: str | None = None, *
     elif not Path(name).is_dir():
         fetch(name, **kwargs)  # all of it at once, and in one sentence when it can't be had
     model = AutoModel.from_pretrained(name, **{"dtype": torch.float32, **kwargs})
+    if model.config.model_type == "sasrec":
+        raise ValueError(f"{name} is a SASRec, which reads no texts: it goes to --sasrec of genrec evaluate or genrec train setrec.")
     processor = AutoProcessor.from_pretrained(name, **{key: value for key, value in kwargs.items() if key != "dtype"})
     pipe = RecommendationPipeline(model=model, processor=processor, task=TASK)
     return pipe if encoder is None else pipe.with_encoder(encoder)

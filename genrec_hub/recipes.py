@@ -16,6 +16,7 @@ import torch
 from transformers import Qwen3Config, TrainingArguments, set_seed
 
 from . import processes
+from .checkpoint import REPORT, refuse_other_protocol
 from .configuration_sasrec import SASRecConfig
 from .configuration_setrec import SETRecConfig
 from .domain import Domain, Protocol, Sequences, Split
@@ -29,7 +30,6 @@ from .training import NextItemTrainer, SASRecTrainer, SETRecTrainer, run, traini
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-REPORT = "training.json"
 Progress = Callable[[int, int], None]
 
 
@@ -179,6 +179,7 @@ def train_setrec(
         folder = Path(sasrec) if sasrec is not None else output / "cf"
         if sasrec is None and not (resume and (folder / REPORT).is_file()):
             train_sasrec(domain, folder, Settings(seed=chosen.seed, protocol=chosen.protocol), resume)
+        refuse_other_protocol(folder, domain.catalog.fingerprint, chosen.protocol)
         processor = with_cf(processor, folder, split)
     features = processor.features
     own = {
@@ -261,8 +262,7 @@ def run_arguments(output: str | Path, chosen: Settings, split: Split, more: dict
         steps_per_epoch=steps,
         seed=chosen.seed,
         every=chosen.every,
-        **blind,
-        **(more or {}),
+        **{**(more or {}), **blind},
     )
 
 

@@ -14,12 +14,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, T5
 
 from . import processes
 from .catalog import Catalog
+from .checkpoint import REPORT, refuse_other_protocol
 from .configuration_idgenrec import IDGenRecConfig
 from .domain import Domain, Split
 from .modeling_idgenrec import IDGenRecModel
 from .phrases import generator_text, salient_words
 from .processing_idgenrec import IDGenRecProcessor
-from .recipes import CHECKPOINTS, DEFAULTS, REPORT, Progress, Settings, circumstances, curve_of, refuse_empty, run_arguments
+from .recipes import CHECKPOINTS, DEFAULTS, Progress, Settings, circumstances, curve_of, refuse_empty, run_arguments
 from .timing import Clock
 from .training import run, training_arguments
 from .training_idgenrec import GeneratorTrainer, IDGenRecTrainer, PackedRecommenderTrainer, PromptRecommenderTrainer, WriterTrainer
@@ -145,6 +146,7 @@ def train_idgenrec(
     chosen = settings.or_else(epochs=16, batch=128, rate=2e-3, negatives=0)
     output, split = Path(output), domain.split(chosen.protocol)
     refuse_empty(split.training)
+    refuse_other_protocol(backbone, domain.catalog.fingerprint, chosen.protocol)
     set_seed(chosen.seed)
     clock = Clock()
     more = {"clock": clock, **(arguments or {})}
@@ -248,8 +250,8 @@ def train_writer(
     steps = math.ceil(len(texts) / batch)
     own = max(1, batch // processes.count())
     arguments = training_arguments(
-        folder, epochs=epochs, batch=own, rate=rate, steps_per_epoch=steps, seed=seed, eval_strategy="no", load_best_model_at_end=False,
-        **more,
+        folder, epochs=epochs, batch=own, rate=rate, steps_per_epoch=steps, seed=seed,
+        **{**more, "eval_strategy": "no", "load_best_model_at_end": False},
     )  # fmt: skip
     trainer = WriterTrainer(model, arguments, texts, wanted, processor)
     run(trainer, resume, clock)
@@ -286,7 +288,7 @@ def _train(
 ) -> dict[str, Any]:
     ranked = kind.part == "recommender" and len(split.validation) > 0
     blind = {} if ranked else {"eval_strategy": "no", "load_best_model_at_end": False}
-    arguments = run_arguments(folder, chosen, split, {**blind, **more})
+    arguments = run_arguments(folder, chosen, split, {**more, **blind})
     trainer = kind(
         model,
         arguments,

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from genrec_hub import Domain, load
 from genrec_hub.baselines import Ranker, SASRecRanker, baseline_rankers
+from genrec_hub.checkpoint import refuse_other_protocol
 from genrec_hub.domain import Cases, Sequences, Split
 from genrec_hub.evaluation import Answer, rank, ranker_of, report, text_vectors
 from genrec_hub.metrics import ndcg, paired_difference
@@ -175,6 +176,7 @@ def evaluate_domain(name: str, options: argparse.Namespace, models: Mapping[str,
         fill(question, cells, dict.fromkeys(PLAIN if exclude_seen else (*PLAIN, "repeat-last"), "1"), rows_without_training)
         if name in sasrec:
             folder = sasrec[name]
+            refuse_other_protocol(folder, domain.catalog.fingerprint, options.protocol)
             fill(
                 question,
                 cells,

@@ -28,6 +28,7 @@ from evaluate_zero_shot import hits_and_ndcg
 
 from genrec_hub import Domain, load
 from genrec_hub.baselines import Ranker, SASRecRanker, baseline_rankers
+from genrec_hub.checkpoint import refuse_other_protocol
 from genrec_hub.domain import Split
 from genrec_hub.evaluation import rank, ranker_of, report, text_vectors
 from genrec_hub.finetuning import few_shot, few_shot_settings, finetune_setrec
@@ -48,6 +49,8 @@ def tune(share: float, domain: Domain, pipe: Any, options: argparse.Namespace) -
     trained = folder / "setrec" / REPORT
     if not trained.is_file():
         finetune_setrec(pipe.model, pipe.processor, few, folder / "setrec", settings, options.resume, sasrec=sasrec, **options.config)
+    for place in (sasrec, folder / "setrec"):
+        refuse_other_protocol(place, domain.catalog.fingerprint, options.protocol)
     whole, own = domain.split(options.protocol), few.split(options.protocol)
     split = Split(own.training, whole.validation, whole.test)
     cases, repeats = split.cases(options.stage).sample(options.max_users, options.seed).asked()

@@ -42,6 +42,7 @@ from tables.studies import STUDIES
 from tables.systems import SYSTEMS, Task, tokens_of_epoch, training_report
 
 from genrec_hub.catalog import Catalog
+from genrec_hub.checkpoint import refuse_other_protocol
 from genrec_hub.domain import Domain, Sequences
 from genrec_hub.recipes import hardware
 
@@ -148,11 +149,8 @@ class Run:
             result["study"] = STUDIES[cell.system](task)
         else:
             ranker = SYSTEMS[cell.system](task)
+            refuse_other_protocol(task.folder, domain.catalog.fingerprint, cell.protocol)
             training = training_report(task.folder)
-            if training is not None and training["settings"]["protocol"] != cell.protocol:
-                raise ValueError(
-                    f"{task.folder} was trained under {training['settings']['protocol']}, {cell.name} asks for {cell.protocol}."
-                )
             kept = ("command", "seconds", "cpu_seconds", "parameters", "validation", "curve", "beta", "tokens", "settings", "hardware")
             result["training"] = training and {name: training[name] for name in kept if name in training}
             if training is not None:

@@ -156,6 +156,21 @@ def test_train_evaluate_identify_recommend_end_to_end(files, tmp_path, monkeypat
     again = run("train", "setrec", "--items", items, "--interactions", interactions, "--output", str(model), "--epochs", "2", "--resume")
     assert again.exit_code == 0, again.stderr
 
+    timed = tmp_path / "timed.csv"
+    timed.write_text(Path(interactions).read_text().replace("position", "timestamp"))
+    line = ("--items", items, "--interactions", str(timed), "--protocol", "global-time")
+    for verb in (
+        ("evaluate", "--model", str(model)),
+        ("evaluate", "--model", "none", "--sasrec", str(model / "cf")),
+        ("train", "setrec", "--sasrec", str(model / "cf"), "--output", str(tmp_path / "other")),
+    ):
+        done = run(*verb, *line)
+        assert done.exit_code == 1, verb
+        assert "was trained under leave-one-out" in done.stderr
+        assert "train it anew with --protocol global-time" in done.stderr
+    done = run("evaluate", "--model", str(model), "--zero-shot", *line)
+    assert done.exit_code == 0, done.stderr
+
 
 @needs_checkpoint
 @pytest.mark.filterwarnings("ignore")
@@ -199,6 +214,46 @@ def test_a_foundation_goes_with_setrec_alone(files, tmp_path, wrong):
         assert "Only a SETRec without a CF slot" in other.stderr
 
 
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        (
+            ("sasrec", "--config", "not json", "--backbone", "org/x", "--strategy", "bogus"),
+            "--backbone goes with setrec and idgenrec, --strategy goes with idgenrec: leave them out of `train sasrec`.",
+        ),
+        (("setrec", "--strategy", "recommender"), "--strategy goes with idgenrec: leave it out of `train setrec`."),
+        (("idgenrec", "--no-cf"), "--cf/--no-cf goes with setrec: leave it out of `train idgenrec`."),
+        (("idgenrec", "--negatives", "0"), "--negatives goes with setrec and sasrec"),
+        (("setrec", "--no-cf", "--sasrec", "cf"), "--sasrec is for the CF tokens, which --no-cf leaves out"),
+        (("sasrec", "--config", "not json"), "--config is no JSON"),
+        (("sasrec", "--config", '{"hidden_size": "128"}'), "--config holds \"128\" as 'hidden_size': it should be int."),
+        (("sasrec", "--config", '{"num_heads": 3}'), "hidden_size is 64: it should be a multiple of num_heads, 3."),
+        (("setrec", "--config", '{"semantic_token": 6}'), "--config holds 'semantic_token': did you mean 'semantic_tokens'"),
+        (("setrec", "--arguments", '{"bf61": true}'), "--arguments holds 'bf61': did you mean 'bf16'"),
+        (("idgenrec", "--strategy", "bogus"), "The strategy is 'bogus'"),
+    ],
+)
+def test_training_ignores_nothing_that_was_typed(files, tmp_path, typed, says):
+    done = run("train", *typed, "--items", str(files[0]), "--interactions", str(files[1]), "--output", str(tmp_path / "out"))
+    assert done.exit_code == 1
+    assert says in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["recommend", "evaluate", "push"])
+def test_a_sasrec_is_no_model_to_load(files, tmp_path, verb):
+    from genrec_hub import SASRecConfig, SASRecModel
+
+    SASRecModel(SASRecConfig(num_items=40, hidden_size=8)).save_pretrained(tmp_path / "cf")
+    given = ("--model", str(tmp_path / "cf"))
+    line = {"recommend": ("x", *given), "evaluate": ("--items", str(files[0]), "--interactions", str(files[1]), *given)}
+    done = run(verb, *line.get(verb, (str(tmp_path / "cf"), "me/x")))
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"genrec: {tmp_path / 'cf'} is a SASRec, which reads no texts: it goes to --sasrec of genrec evaluate or genrec train setrec."
+    )
+
+
 def test_training_without_anyone_to_validate_on(files, tmp_path):
     """Two items a user: nothing can be held out, so the last weights are kept and the report says nothing of validation."""
     items, interactions = files
@@ -206,10 +261,12 @@ def test_training_without_anyone_to_validate_on(files, tmp_path):
     interactions.write_text("\n".join(row for row in rows if row.split(",")[2] in ("position", "0", "1")) + "\n")
     output = tmp_path / "sasrec"
     done = run(
-        "train", "sasrec", "--items", str(items), "--interactions", str(interactions), "--output", str(output), "--epochs", "1", "--json"
+        *("train", "sasrec", "--items", str(items), "--interactions", str(interactions), "--output", str(output), "--epochs", "1"),
+        *("--config", '{"hidden_size": 8, "dropout": 0}', "--json"),
     )
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["validation"] == {}
+    assert json.loads((output / "config.json").read_text())["hidden_size"] == 8
     assert (output / "model.safetensors").is_file()
 
 
@@ -217,3 +274,20 @@ def test_python_m_is_the_same_program():
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-m", "genrec_hub", "recommend", "--help"], capture_output=True, text=True, env=env, check=True)
     assert "What was bought, oldest first" in done.stdout
+
+
+@needs_checkpoint
+def test_answers_are_utf_8_and_end_where_nobody_reads(tmp_path):
+    items = tmp_path / "items.csv"
+    items.write_text("item_id,title\na,シャンプー\nb,ドライヤー\n", encoding="utf-8")
+    line = [sys.executable, "-m", "genrec_hub", "identify", "--catalog", str(items)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([*line, "--json"], capture_output=True, env=env, check=True)
+    assert [row["title"] for row in json.loads(done.stdout.decode("utf-8"))] == ["シャンプー", "ドライヤー"]
+    for more in ([], ["--json"]):
+        with subprocess.Popen([*line, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as cut:
+            cut.stdout.close()  # as `head` does when it has enough
+            said = cut.stderr.read().decode("utf-8")
+        assert cut.returncode == 0, said
+        assert "Broken pipe" not in said
+        assert "Traceback" not in said

@@ -21,10 +21,12 @@ from genrec_hub.baselines import (
     baseline_rankers,
 )
 from genrec_hub.catalog import Catalog, Item
+from genrec_hub.checkpoint import refuse_other_protocol
 from genrec_hub.configuration_sasrec import SASRecConfig
 from genrec_hub.domain import Cases, Domain, Sequences, Split
 from genrec_hub.evaluation import evaluate
 from genrec_hub.modeling_sasrec import SASRecModel
+from genrec_hub.pipeline import PRETRAINED
 from genrec_hub.semantic import centred
 
 KEYS = [
@@ -349,6 +351,34 @@ def test_sasrec_is_refused_for_another_catalogue(random_domain: Domain, tmp_path
     assert result["baselines"]["sasrec"]["HR@10"] > 0
     with pytest.raises(FileNotFoundError, match="genrec train sasrec"):
         evaluate(None, random_domain, sasrec=tmp_path / "nowhere", vectors=unit(30))
+
+
+def test_a_model_of_another_protocol_has_seen_the_targets(random_domain: Domain, tmp_path: Path) -> None:
+    fingerprint = random_domain.catalog.fingerprint
+    model = Fixed([1.0] * 30)
+    model.checkpoint_folder = tmp_path
+    SASRecModel(SASRecConfig(num_items=30, hidden_size=8, catalog_fingerprint=fingerprint)).save_pretrained(tmp_path)
+    for report, refused in (
+        ({"settings": {"protocol": "given"}, "data": {"fingerprint": fingerprint}}, True),
+        ({"settings": {"protocol": "given"}}, True),
+        ({"settings": {"protocol": "leave-one-out"}}, False),
+        ({"settings": {"protocol": "given"}, "data": {"fingerprint": "f" * 64}}, False),  # it has seen nothing of this catalogue
+        ({"settings": {"epochs": 2}}, False),
+        ({"train": {}}, False),
+    ):
+        (tmp_path / "training.json").write_text(json.dumps(report))
+        for own, more in ((model, {}), (None, {"sasrec": tmp_path}), (model, {"zero_shot": True})):
+            if refused and not more.get("zero_shot"):
+                with pytest.raises(ValueError, match="was trained under given, so that targets of leave-one-out may stand in its"):
+                    evaluate(own, random_domain, vectors=unit(30), **more)
+            else:
+                assert evaluate(own, random_domain, vectors=unit(30), bootstrap=2, **more)["users"]
+
+
+@pytest.mark.parametrize("name", ["setrec-foundation", "idgenrec-foundation"])
+def test_a_foundation_is_asked_under_any_protocol(random_domain: Domain, name: str) -> None:
+    for protocol in ("leave-one-out", "global-time", "given"):
+        refuse_other_protocol(PRETRAINED / name, random_domain.catalog.fingerprint, protocol)
 
 
 def test_sasrec_ranker_batch_equals_single() -> None:

@@ -107,6 +107,9 @@ def test_finetune(tmp_path, synthetic_domain, tiny_setrec, encoder, monkeypatch)
     other = synthetic_domain(20, 40, 1)
     with pytest.raises(ValueError, match="trained on another catalogue"):
         finetune_setrec(model, SETRecProcessor(None, None, encoder), other, tmp_path / "x", settings, sasrec=tmp_path / "tuned" / "cf")
+    late = Settings(protocol="global-time")
+    with pytest.raises(ValueError, match=r"cf was trained under leave-one-out"):
+        finetune_setrec(model, SETRecProcessor(None, None, encoder), domain, tmp_path / "x", late, sasrec=tmp_path / "tuned" / "cf")
 
 
 def test_the_script(tmp_path, script, synthetic_domain, tiny_setrec, encoder, monkeypatch, capsys):

@@ -16,7 +16,7 @@ timing products text tables titles checkpoint catalog history domain fusion down
 static_encoder semantic spelling trie own_words decoding beam_search phrases identifiers set_attention grounding backbones
 configuration_sasrec modeling_sasrec configuration_setrec semantic_tokenizer modeling_setrec set_labels processing_setrec
 prompts copying configuration_idgenrec modeling_idgenrec writing processing_idgenrec
-pipeline batches training recipes training_idgenrec recipes_idgenrec finetuning baselines evaluation cards hub cli __main__
+pipeline batches training recipes training_idgenrec recipes_idgenrec finetuning baselines evaluation cards hub options cli __main__
 demo_heaps demo_texts demo_theme demo_uploads demo_tables demo_cards demo_details demo_pictures demo_gpu demo_models demo_requests
 demo_endpoints demo_panel demo_indexing demo_downloads demo_recommend demo_catalogue demo_compare demo_learn demo
 """.split()  # noqa: SIM905 - one room a line would be a page

@@ -1,6 +1,7 @@
 """Training of IDGenRec: what a step reads, what a phase changes, and that an interrupted run ends where an uninterrupted one does."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,6 +121,8 @@ def test_a_phase_changes_its_part_alone(strategy, domain, tmp_path):
     for name, values in IDGenRecModel.from_pretrained(tmp_path / "end").state_dict().items():
         moved = not torch.equal(values, before[name])
         assert moved == (name.startswith(strategy)), name
+    with pytest.raises(ValueError, match="was trained under leave-one-out"):
+        train_idgenrec(domain, tmp_path / "other", replace(SETTINGS, protocol="global-time"), backbone=str(start))
 
 
 class Interrupted(TrainerCallback):
@@ -177,6 +180,14 @@ def test_t5_from_a_folder_is_trained_on_sentences(prompt, domain, tiny_idgenrec,
     loaded = genrec_hub.load(tmp_path / "out")
     assert loaded.processor.prompts.kind == prompt
     assert len(loaded([domain.catalog[0].title], top_k=5)) == 5
+
+
+def test_nobody_to_validate_on(domain, tmp_path):
+    """Two items a user: nothing can be held out, so no phase validates, whatever else is asked of the Trainer."""
+    short = Domain(domain.catalog, domain.users, Sequences.of([own[:2] for own in domain.sequences]))
+    report = train_idgenrec(short, tmp_path / "out", SETTINGS, arguments={"eval_strategy": "steps", "eval_steps": 1}, **SMALL)
+    assert [phase["phase"] for phase in report["phases"]] == ["writer", "recommender"]
+    assert report["validation"] == {}
 
 
 def test_an_unknown_strategy_is_refused(domain, tmp_path):
