@@ -296,7 +296,8 @@ class HubModel:
 
     def moment(self) -> tuple[Any, ...]:
         """Equal as long as model and weights are the same: what was computed with them may then be kept."""
-        return weakref.ref(self), *((id(own), own._version) for own in self.parameters())  # type: ignore[attr-defined]
+        own = ((id(values), values._version, values.device, values.dtype) for values in self.parameters())  # type: ignore[attr-defined]
+        return weakref.ref(self), *own
 
     def save_pretrained(
         self, save_directory: str | Path, is_main_process: bool = True, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any
@@ -312,8 +313,11 @@ class HubModel:
             config["auto_map"] = {"AutoConfig": reference(kind.config_class), "AutoModel": reference(kind)}  # type: ignore[attr-defined]
             source = source_of(kind)
             save_code(folder, source)
-            pipeline = None if source is None else Path(source).with_name("pipeline.py")
-            if self.pipeline_travels and pipeline is not None and pipeline.is_file():
+            config.pop("custom_pipelines", None)
+            # The code of a checkpoint is kept in a folder for each class: the pipeline's is then beside the weights alone.
+            places = [Path(place) / "pipeline.py" for place in (source and Path(source).parent, self.checkpoint_folder) if place]
+            pipeline = next(filter(Path.is_file, places), None)
+            if self.pipeline_travels and pipeline is not None:
                 save_code(folder, str(pipeline))
                 config["custom_pipelines"] = {TASK: {"impl": "pipeline.RecommendationPipeline", "pt": ["AutoModel"], "type": "text"}}
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

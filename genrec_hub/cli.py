@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -245,6 +246,8 @@ def train(
         from .options import read_arguments, read_config
         from .recipes import Settings, train_sasrec, train_setrec
 
+        if find_spec("accelerate") is None:
+            raise ModuleNotFoundError("Training needs accelerate: pip install 'genrec_hub[train]'")
         own, further = read_config(config, system.value, backbone, foundation is not None), read_arguments(arguments)
         domain = Domain.from_files(items, interactions, check_order)
         settings = Settings(epochs, batch, rate, negatives, every, seed, protocol.value)
@@ -326,7 +329,11 @@ def demo(model: Model = DEFAULT_MODEL, as_json: Json = False) -> None:
             from .demo import launch
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"The app needs {error.name}: pip install 'genrec_hub[demo]'") from None
+        if model != DEFAULT_MODEL:
+            os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the app has it, before torch is there
+            from .pipeline import locate
 
+            locate(model)  # rather than an app that can't answer
         launch(None if model == DEFAULT_MODEL else model)
 
 
@@ -505,7 +512,7 @@ def _sentences() -> Iterator[None]:
     """Turns the errors that speak to the user into one line on stderr and exit code 1; Ctrl-C into exit code 130."""
     try:
         yield
-    except (ValueError, OSError, KeyError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, KeyError, ImportError) as error:
         typer.echo(f"genrec: {error.args[0] if isinstance(error, KeyError) else error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from gradio.events import api
 from . import demo_requests as requests
 from .demo_cards import ItemFields
 from .demo_models import IdentifiedItem, Lazy, Recommendations
-from .demo_requests import fault, pick, speaking, whole
+from .demo_requests import fault, pick, speaking, whole, yes_or_no
 from .demo_uploads import read_upload
 
 
@@ -30,7 +30,7 @@ def endpoints(lazy: Mapping[str, Lazy]) -> None:
         Returns:
             The ranked recommendations, each with item, score, rank, the generated identifier and the item it is there because of.
         """
-        return {"recommendations": requests.recommend(pick(lazy, model)(), history, k, bool(exclude_seen))}
+        return {"recommendations": requests.recommend(pick(lazy, model)(), history, k, yes_or_no(exclude_seen))}
 
     @speaking
     def search(query: str, k: int = 10) -> list[ItemFields]:

@@ -34,10 +34,12 @@ def learn_tab(tab: gr.Tab, lazy: Mapping[str, Lazy], first: Panel) -> None:
             sets = next((one for one in known if _is_set(one)), None)
             texts = next((one for one in known if not _is_set(one)), None)
             for name, load in lazy.items():
-                if (sets is None and name.startswith("setrec")) or (texts is None and name.startswith("idgenrec")):
+                # What an embedded model is tells its name; any other is asked while something is missing.
+                missing = {"setrec": sets is None, "idgenrec": texts is None}
+                if missing.get(name.partition("-")[0], any(missing.values())):
                     history = known[0].history if known else next(iter(PERSONAS.values()))
                     one = ask(names[name], load(), history, 8, True, None)
-                    sets, texts = (one, texts) if _is_set(one) else (sets, one)
+                    sets, texts = (sets or one, texts) if _is_set(one) else (sets, texts or one)
             return token_picture(sets), mask_picture(sets, items), tree_picture(texts)
         except Exception as error:
             return cards.notice("error", "That could not be drawn", sentence_of(error)), "", ""

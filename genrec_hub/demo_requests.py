@@ -51,17 +51,25 @@ def speaking(endpoint: Callable[P, R]) -> Callable[P, R]:
 
 def pick(lazy: Mapping[str, Lazy], model: str) -> Lazy:
     """The model of a short name."""
-    if model not in lazy:
+    if not isinstance(model, str) or model not in lazy:
         raise fault(f"There is no model {str(model)[:60]!r}: the models here are {', '.join(lazy)}.")
     return lazy[model]
 
 
 def whole(k: object) -> int:
     """How many results, checked."""
-    number = int(k) if isinstance(k, int | float) and not isinstance(k, bool) and k == int(k) else 0
+    counts = (isinstance(k, int) and not isinstance(k, bool)) or (isinstance(k, float) and k.is_integer())
+    number = int(k) if counts else 0  # type: ignore[call-overload]
     if not 1 <= number <= MAX_K:
         raise fault(f"k is {str(k)[:40]!r}: give a whole number from 1 to {MAX_K}.")
     return number
+
+
+def yes_or_no(value: object) -> bool:
+    """Whether seen items stay out, checked."""
+    if not isinstance(value, bool):
+        raise fault(f"exclude_seen is {str(value)[:40]!r}: give true or false.")
+    return value
 
 
 def written(history: object) -> str:

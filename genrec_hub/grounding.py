@@ -59,7 +59,7 @@ def top_k(
     for start in range(0, max(1, len(index)), chunk):
         scores = table_product(queries, index[start : start + chunk])
         if allowed is not None:
-            scores.masked_fill_(~allowed[start : start + chunk], -torch.inf)
+            scores.masked_fill_(~allowed[start : start + chunk].to(scores.device), -torch.inf)
         if users is not None and gone is not None:
             inside = (gone >= start) & (gone < start + scores.shape[1])
             scores[users[inside], gone[inside] - start] = -torch.inf

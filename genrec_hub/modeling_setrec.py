@@ -363,22 +363,21 @@ class SETRecModel(HubModel, PreTrainedModel):
         """
         longest = self.config.max_items * self.config.tokens * self.config.width
         batch_size = batch_size or min(128, max(32, STATES // longest))
-        generated = torch.empty(len(histories), self.config.tokens, self.config.width)
+        generated = torch.empty(len(histories), self.config.tokens, self.config.width, device=self.device, dtype=self.dtype)
         for rows in length_batches([len(h) for h in histories], batch_size):
-            items = pad_left([histories[r] for r in rows], self.config.max_items).to(self.device)
-            mask = items >= 0
-            inputs = {name: values[items.clamp(min=0)] for name, values in features.items()}
-            generated[rows] = self(item_mask=mask, **inputs).tokens[:, 0].float().cpu()
+            items = pad_left([histories[r] for r in rows], self.config.max_items)
+            inputs = {name: values[items.clamp(min=0).to(values.device)].to(self.device) for name, values in features.items()}
+            generated[rows] = self(item_mask=(items >= 0).to(self.device), **inputs).tokens[:, 0]
         return generated
 
     @torch.no_grad()
     def score(self, histories: Sequence[np.ndarray], features: dict[str, torch.Tensor], index: torch.Tensor | None = None) -> torch.Tensor:
-        """Scores all items for histories given as rows of `features` (ranking scores: the user's constant is left out).
+        """Scores all items for histories given as rows of `features` (ranking scores: the user's constant is left out), 32-bit.
 
         Shape: B arrays of rows, features semantic (V, S), cf (V, C), has_cf (V,) -> (B, V).
         """
         index = self.index(**dict[str, Any](features)) if index is None else index
-        return table_product(self.ground(self.recommend_tokens(histories, features)), index)
+        return table_product(self.ground(self.recommend_tokens(histories, features)), index).float().cpu()
 
     @torch.no_grad()
     def set_prior(self, direction: torch.Tensor) -> None:

@@ -24,7 +24,8 @@ KEPT_CATALOGS = 4
 """Catalogues given at call time whose index a pipeline keeps."""
 
 Lines = str | Iterable[str | Item | Mapping[str, object]] | History
-Items = Catalog | Iterable[Item | Mapping[str, object]]
+Items = Catalog | str | Path | Iterable[Item | Mapping[str, object]]
+"""What can be given as a catalogue: also a file, a data frame, or items as dicts."""
 Progress = Callable[[int, int], None]
 
 
@@ -40,6 +41,29 @@ def embedded(name: str = DEFAULT_MODEL) -> Path:
     return PRETRAINED / name
 
 
+def locate(name_or_path: str | Path, **kwargs: Any) -> str:
+    """The folder of a checkpoint, or its Hub name once all of it is in the cache.
+
+    Args:
+        name_or_path: as in `load`.
+        **kwargs: of `checkpoint.fetch`.
+
+    Raises:
+        OSError: when there is no such checkpoint, or it can't be fetched, in one sentence.
+    """
+    name = str(name_or_path)
+    if not Path(name).is_dir() and "/" not in name and "\\" not in name:
+        try:
+            name = str(embedded(name))
+        except KeyError as error:
+            raise FileNotFoundError(f"{error.args[0]} A folder or a Hub name (org/name) would do as well.") from None
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(f"{name} holds no checkpoint: config.json is missing.")
+    elif not Path(name).is_dir():
+        fetch(name, **kwargs)
+    return name
+
+
 def load(name_or_path: str | Path = DEFAULT_MODEL, encoder: str | None = None, **kwargs: Any) -> "RecommendationPipeline":
     """Loads a checkpoint as a pipeline: an embedded one by its short name, a folder, or a Hub repository.
 
@@ -52,16 +76,7 @@ def load(name_or_path: str | Path = DEFAULT_MODEL, encoder: str | None = None, *
         OSError: when there is no such checkpoint, or it can't be fetched.
         ValueError: when it is damaged, holds a pickle, comes from a newer version, or is a SASRec.
     """
-    name = str(name_or_path)
-    if not Path(name).is_dir() and "/" not in name and "\\" not in name:
-        try:
-            name = str(embedded(name))
-        except KeyError as error:
-            raise FileNotFoundError(f"{error.args[0]} A folder or a Hub name (org/name) would do as well.") from None
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise FileNotFoundError(f"{name} holds no checkpoint: config.json is missing.")
-    elif not Path(name).is_dir():
-        fetch(name, **kwargs)  # all of it at once, and in one sentence when it can't be had
+    name = locate(name_or_path, **kwargs)
     model = AutoModel.from_pretrained(name, **{"dtype": torch.float32, **kwargs})
     if model.config.model_type == "sasrec":
         raise ValueError(f"{name} is a SASRec, which reads no texts: it goes to --sasrec of genrec evaluate or genrec train setrec.")
@@ -101,6 +116,10 @@ class RecommendationPipeline(Pipeline):
         self._indexed: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
         self._indexed_of: tuple[Any, Any] = (None, None)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Indexes are made anew where a pickled pipeline is read."""
+        return {**vars(self), "_indexed": OrderedDict(), "_indexed_of": (None, None)}
+
     @property
     def catalog(self) -> Catalog:
         """The items that are recommended unless a call names others."""
@@ -132,11 +151,11 @@ class RecommendationPipeline(Pipeline):
         Returns:
             `[{"item", "score", "rank", "identifier", "because"}, ...]`, best first; an empty history gives the model's opening offer.
         """
-        if not isinstance(history, Item | Iterable):
+        if not isinstance(history, Item | Iterable) or isinstance(history, bytes):
             raise TypeError(f"A history is a text with one item per line, or a list of ids, titles, words or items; this is {history!r}.")
-        read: Any = history.tolist() if hasattr(history, "tolist") else history
-        several = isinstance(read, list | tuple) and any(isinstance(own, list | tuple | History) for own in read)
-        batch = list(read) if several else [read]
+        read: Any = history if isinstance(history, str | Mapping | Item | History) else list(history)  # a column, an array, a generator
+        several = isinstance(read, list) and any(isinstance(own, list | tuple | History | np.ndarray) for own in read)
+        batch = read if several else [read]
         given = {"top_k": top_k, "catalog": catalog, "exclude_seen": exclude_seen, "department": department}
         kwargs |= {name: value for name, value in given.items() if value is not None}
         answers = self._answers(batch, batch_size or self._batch_size or len(batch), kwargs)
@@ -215,7 +234,7 @@ class RecommendationPipeline(Pipeline):
         Returns:
             the pipeline, and an entry like those of `identify` for each new item, in their order.
         """
-        processor = self.processor.add_items(list(Catalog.from_items(items)), progress, self.model)
+        processor = self.processor.add_items(Catalog(items), progress, self.model)
         more = RecommendationPipeline(model=self.model, processor=processor, task=self.task, device=self.device)
         return more, processor.identify(self.model, first=len(self.catalog))
 
@@ -309,17 +328,26 @@ class RecommendationPipeline(Pipeline):
         return self._indexed[key]
 
 
-def _catalog(items: Items) -> Catalog:
-    """A catalogue as it is, or one made of items or dicts.
+def _catalog(items: Any) -> Catalog:
+    """A catalogue as it is, or one made of a file, a data frame, items or dicts.
 
     Raises:
+        TypeError: when it is nothing of that.
         ValueError: when it holds no items.
     """
-    # isinstance would not know a catalogue of another copy of this code
-    catalog: Any = items if hasattr(items, "fingerprint") else Catalog.from_items(items)
+    catalog = items
+    if isinstance(items, str | Path):
+        catalog = Catalog.from_file(items)
+    elif hasattr(items, "columns") and hasattr(items, "to_dict"):
+        catalog = Catalog(items.to_dict("records"))
+    elif not hasattr(items, "fingerprint"):  # isinstance would not know a catalogue of another copy of this code
+        items = list(items) if isinstance(items, Iterable) else [items]
+        if not all(isinstance(item, Mapping) or hasattr(item, "item_id") for item in items):
+            raise TypeError("A catalogue is a Catalog, a file, a data frame, or a list of items or of dicts with item_id and title.")
+        catalog = Catalog(items)
     if not len(catalog):
         raise ValueError("The given catalogue holds no items: give at least one with item_id and title.")
-    return catalog  # type: ignore[no-any-return]
+    return catalog
 
 
 class DomainRanker:

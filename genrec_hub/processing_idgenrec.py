@@ -411,6 +411,10 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
 
     # Folders
 
+    def __getstate__(self) -> dict[str, Any]:
+        """IDs of typed items belong to a model at hand."""
+        return {**vars(self), "_typed": ((), {})}
+
     def save_pretrained(
         self,
         save_directory: str | Path,

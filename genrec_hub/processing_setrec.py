@@ -414,6 +414,10 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
 
     # Folders
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Labels belong to a model at hand."""
+        return {**vars(self), "_labels": ((), {})}
+
     def save_pretrained(
         self,
         save_directory: str | Path,

@@ -92,6 +92,10 @@ class TextEncoder:
         self._run: Callable[[list[str]], torch.Tensor] | None = None
         self._recent: dict[str, np.ndarray] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The encoder is loaded anew where it is read."""
+        return {**vars(self), "_run": None}
+
     def __repr__(self) -> str:
         return f"TextEncoder({self.name!r}, max_tokens={self.max_tokens})"
 

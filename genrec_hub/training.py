@@ -384,7 +384,7 @@ class SETRecTrainer(NextItemTrainer):
             histories, targets = [cases.histories[r] for r in rows], [cases.targets[r] for r in rows]
             generated, parts = model.recommend_tokens(histories, self.validation_features), []
             for model.config.beta, model.config.cold_score in ((1.0, 1.0), (0.0, 0.5), (0.0, 1.0)):
-                parts.append(model.ground(generated) @ index.T)
+                parts.append((model.ground(generated) @ index.T).float().cpu())
             semantic, half, whole = parts
             absent = 2 * (whole - half)
             for (beta, cold), own in ranks.items():

@@ -1,11 +1,15 @@
+import copy
 import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import GenerationConfig, pipeline
@@ -269,9 +273,49 @@ def test_batches_mixtures_and_arrays(recommend):
         assert [ids(own) for own in recommend(histories, batch_size=size)] == alone
     assert ids(recommend(np.array(["sku-03", "sku-10"]))) == alone[2]
     assert [ids(own) for own in recommend(np.array([["sku-03"], ["sku-10"]]))] == alone[:2]
+    assert [ids(own) for own in recommend(pd.Series(histories[::2]))] == alone[::2]
+    assert [ids(own) for own in recommend(own for own in histories)] == alone
+    assert [ids(own) for own in recommend(datasets.Dataset.from_dict({"h": [["sku-03"], ["sku-10"]]})["h"])] == alone[:2]
+    with pytest.raises(TypeError, match="A history is"):
+        recommend(b"sku-03")
     for bad in (2.0, "3"):
         with pytest.raises(TypeError, match="whole number"):
             recommend(["sku-03"], top_k=bad)
+
+
+def test_whatever_can_be_a_catalogue(recommend, tmp_path):
+    rows = [{"item_id": "1", "title": "soap"}, {"item_id": "2", "title": "hair dryer"}]
+    Catalog(rows).to_file(tmp_path / "items.csv")
+    expected = recommend(["soap"], catalog=Catalog(rows))
+    for given in (rows, iter(rows), pd.DataFrame(rows), tmp_path / "items.csv", str(tmp_path / "items.csv")):
+        assert recommend(["soap"], catalog=given) == expected
+    for ask in (recommend.with_catalog(rows), RecommendationPipeline(recommend.model, recommend.processor, rows, task=TASK)):
+        assert ask(["soap"]) == recommend.recommend_all([["soap"]], catalog=rows)[0] == expected
+    assert [own["item_id"] for own in recommend.identify(rows)] == ["1", "2"]
+    assert recommend.understand(["SOAP"], rows).rows == [0]
+    assert recommend.add_items(rows)[0].catalog.ids[-2:] == ["1", "2"]
+    for bad in (7, ["soap"], {"item_id": "1"}):
+        with pytest.raises(TypeError, match="A catalogue is"):
+            recommend(["soap"], catalog=bad)
+
+
+@pytest.mark.parametrize("name", ["setrec-foundation", "idgenrec-foundation"])
+def test_a_pipeline_in_use_can_be_pickled(name):
+    used = load(name)
+    expected = used(["zebra gizmo quantum"])
+    again = pickle.loads(pickle.dumps(used))
+    assert ids(again(["zebra gizmo quantum"])) == ids(expected)
+
+
+def test_scores_of_a_model_elsewhere(tiny_setrec, processor, monkeypatch):
+    """A model on another device than catalogue and histories: what it computes is there, what comes back is here."""
+    here = tiny_setrec(cf_size=6)
+    features = {"semantic": processor.features["semantic"], "cf": torch.randn(60, 6), "has_cf": torch.arange(60) % 3 > 0}
+    there, met = copy.deepcopy(here).to("meta"), []
+    monkeypatch.setattr("genrec_hub.modeling_setrec.table_product", lambda rows, table: met.append((rows, table)) or torch.zeros(1, 60))
+    there.score([np.array([1, 2]), np.array([3])], features, there.index(**{name: values.to("meta") for name, values in features.items()}))
+    assert [values.device.type for values in met[0]] == ["meta", "meta"]
+    assert [tuple(values.shape) for values in met[0]] == [(2, met[0][1].shape[1]), (60, met[0][1].shape[1])]
 
 
 def test_changed_weights_or_another_processor_are_noticed(tiny_setrec, processor):
