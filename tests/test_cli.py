@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from genrec_hub import cli
 from genrec_hub.cli import app
 from genrec_hub.pipeline import PRETRAINED
 
@@ -238,6 +239,20 @@ def test_training_ignores_nothing_that_was_typed(files, tmp_path, typed, says):
     assert done.exit_code == 1
     assert says in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_an_app_without_a_model_does_not_open(tmp_path):
+    for name, says in (("nope", "No embedded checkpoint 'nope'"), (str(tmp_path), "holds no checkpoint")):
+        done = run("demo", "--model", name)
+        assert done.exit_code == 1
+        assert says in done.stderr
+
+
+def test_training_names_what_is_not_installed(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    done = run("train", "sasrec", "--items", str(files[0]), "--interactions", str(files[1]), "--output", str(tmp_path / "o"))
+    assert done.exit_code == 1
+    assert done.stderr.strip() == "genrec: Training needs accelerate: pip install 'genrec_hub[train]'"
 
 
 @pytest.mark.parametrize("verb", ["recommend", "evaluate", "push"])

@@ -100,6 +100,8 @@ def test_identify(client: Client, items_csv: Path) -> None:
         (("coffee", SETS, 0, True), "give a whole number from 1 to 50"),
         (("coffee", SETS, 51, True), "give a whole number from 1 to 50"),
         (("coffee", SETS, 2.5, True), "give a whole number from 1 to 50"),
+        (("coffee", [SETS], 5, True), "There is no model"),
+        (("coffee", SETS, 5, "no"), "exclude_seen is 'no': give true or false."),
         (("the sky falls", SETS, 5, True), "Something went wrong on our side"),
         (("x" * 30_000, SETS, 5, True), "the limit is 20,000"),
     ],

@@ -29,6 +29,7 @@ from genrec_hub.demo_learn import mask_picture, token_picture, tree_picture
 from genrec_hub.demo_models import Lazy, default_models, labels
 from genrec_hub.demo_panel import Answer, ask, department_choices, moved, shown, traced
 from genrec_hub.demo_recommend import wanted
+from genrec_hub.demo_requests import whole
 from genrec_hub.demo_texts import model_card
 from genrec_hub.pipeline import TASK, RecommendationPipeline
 from genrec_hub.timing import clocked, stage
@@ -385,3 +386,13 @@ def test_a_late_answer_does_not_undo_a_choice_of_department(shop):
     for there in ("", name):
         assert "value" not in department_choices(shop, there, shown=True).constructor_args
     assert department_choices(shop, "nowhere", shown=True).constructor_args["value"] == ""
+
+
+@pytest.mark.parametrize("k", [float("inf"), float("nan"), 10**400, True, "3", None, [3]])
+def test_a_number_of_results_that_is_none(k: object) -> None:
+    with pytest.raises(gr.Error, match="give a whole number from 1 to 50"):
+        whole(k)
+
+
+def test_a_number_of_results() -> None:
+    assert (whole(3), whole(3.0)) == (3, 3)

@@ -185,7 +185,7 @@ print(json.dumps(answer(recommend, {HISTORIES!r})))
     bare_code = f"""
 {without(*OURS)}
 {ANSWER}
-import builtins
+import builtins, tempfile
 from pathlib import Path
 from transformers import AutoModel, AutoProcessor, pipeline
 
@@ -197,7 +197,10 @@ assert type(model).__module__.startswith("transformers_modules.")
 processor = AutoProcessor.from_pretrained({repo!r}, trust_remote_code=True)
 recommend = pipeline({TASK!r}, model={repo!r}, trust_remote_code=True)
 assert not asked, f"whether to run the code, though the flag was given: {{asked}}"
-print(json.dumps({{"answer": answer(recommend, {HISTORIES!r}), "folder": snapshot_download({repo!r})}}))
+there, again = answer(recommend, {HISTORIES!r}), tempfile.mkdtemp()
+recommend.save_pretrained(again)
+assert answer(pipeline({TASK!r}, model=again, trust_remote_code=True), {HISTORIES!r}) == there, "not what was saved"
+print(json.dumps({{"answer": there, "folder": snapshot_download({repo!r})}}))
 try:
     recommend.push_to_hub("org/other")
 except ModuleNotFoundError as error:
