@@ -114,7 +114,8 @@ def setup_of(entry: Mapping[str, Any]) -> str:
     """How an evaluation was made, in words."""
     seen = "seen items excluded" if entry.get("exclude_seen", True) else "seen items may be recommended"
     kind = "zero-shot, " if entry.get("zero_shot") else ""
-    return f"{kind}{entry['protocol']}, {entry['users']:,} users, {entry.get('items', 0):,} items, whole catalogue ranked, {seen}"
+    stage = "" if entry.get("stage", "test") == "test" else f"{entry['stage']} targets, "
+    return f"{kind}{entry['protocol']}, {stage}{entry['users']:,} users, {entry.get('items', 0):,} items, whole catalogue ranked, {seen}"
 
 
 def model_index(entries: Sequence[Mapping[str, Any]]) -> list[EvalResult]:
@@ -146,7 +147,7 @@ def eval_results(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         for name, value in entry["metrics"].items():
             if value is not None:
                 task = name.lower() if entry.get("exclude_seen", True) else f"{name.lower()}-with-repeats"
-                files.setdefault(f"{entry['domain']}.yaml", []).append(
+                files.setdefault(f"{str(entry['domain']).replace('/', '_')}.yaml", []).append(
                     EvalResultEntry(
                         dataset_id=str(entry.get("dataset_id", entry["domain"])), task_id=task, value=round(float(value), 6), notes=notes
                     )

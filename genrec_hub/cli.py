@@ -11,7 +11,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from importlib import metadata
@@ -308,14 +308,19 @@ def _readable(identifier: dict[str, Any]) -> str:
     return identifier["text"] if "text" in identifier else " · ".join(str(token["label"]) for token in identifier["tokens"])
 
 
+def _typed(context: typer.Context, names: Iterable[str]) -> dict[str, str]:
+    """Those of some parameters that stand on the command line -> how they are written there."""
+    return {
+        str(option.name): "/".join([*option.opts, *option.secondary_opts])
+        for option in context.command.params
+        if option.name in set(names) and getattr(context.get_parameter_source(str(option.name)), "name", "") == "COMMANDLINE"
+    }
+
+
 def _refuse_foreign(context: typer.Context, system: System) -> None:
     """Raises a ValueError when an option was typed that only other systems have."""
-    foreign = [
-        f"{'/'.join([*option.opts, *option.secondary_opts])} goes with {' and '.join(ONLY[name])}"
-        for option in context.command.params
-        if (name := str(option.name)) in ONLY and system not in ONLY[name]
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    ]
+    typed = _typed(context, [name for name, systems in ONLY.items() if system not in systems])
+    foreign = [f"{option} goes with {' and '.join(ONLY[name])}" for name, option in typed.items()]
     if foreign:
         raise ValueError(f"{', '.join(foreign)}: leave {'it' if len(foreign) == 1 else 'them'} out of `train {system}`.")
 
@@ -339,6 +344,7 @@ def demo(model: Model = DEFAULT_MODEL, as_json: Json = False) -> None:
 
 @app.command()
 def push(
+    context: typer.Context,
     source: Annotated[
         str, typer.Argument(help="A checkpoint (a folder or an embedded one), or the folder of a domain (items and interactions).")
     ],
@@ -362,7 +368,9 @@ def push(
         from .hub import push_domain
 
         if _is_domain(Path(source)):
-            done = push_domain(source, repo_id, license, private=private, revision=revision, create_pr=create_pr)
+            if foreign := _typed(context, ("tag", "catalog", "encoder", "evaluation", "max_shard_size")):
+                raise ValueError(f"{source} is a domain, and {', '.join(foreign.values())} is for checkpoints: leave it out.")
+            done = push_domain(source, repo_id, license, message, private=private, revision=revision, create_pr=create_pr)
         else:
             done = _load(source).push_to_hub(
                 repo_id,

@@ -1,5 +1,6 @@
 """Domain: a catalogue and who took what in which order; checked on the way in, split without leaks on the way out."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -148,11 +149,7 @@ class Domain:
     @classmethod
     def from_folder(cls, folder: str | Path, check_order: bool = True) -> "Domain":
         """Reads `items.*` and `interactions.*` from a folder."""
-        found = {}
-        for stem in ("items", "interactions"):
-            paths = [Path(folder) / f"{stem}{ending}" for ending in (".parquet", ".jsonl", ".csv")]
-            found[stem] = next((path for path in paths if path.is_file()), paths[0])
-        return cls.from_files(found["items"], found["interactions"], check_order)
+        return cls.from_files(*files_of(folder), check_order)
 
     @classmethod
     def from_files(cls, items: str | Path, interactions: str | Path, check_order: bool = True) -> "Domain":
@@ -318,6 +315,8 @@ class Domain:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.catalog.to_file(folder / "items.parquet")
+        if self.catalog.license:
+            (folder / "info.json").write_text(json.dumps({"license": self.catalog.license}) + "\n", encoding="utf-8")
         lengths = self.sequences.lengths
         users = np.repeat(np.arange(len(self)), lengths)
         position = np.arange(len(users)) - np.repeat(self.sequences.offsets[:-1], lengths)
@@ -331,6 +330,15 @@ class Domain:
         if self.given is not None:
             columns["split"] = pa.array(["training", "validation", "test"], pa.string()).take(pa.array(self.given))
         pq.write_table(pa.table(columns), folder / "interactions.parquet", compression="zstd")
+
+
+def files_of(folder: str | Path) -> tuple[Path, Path]:
+    """The catalogue and the interactions of a domain's folder, in whatever form they are; Parquet where there are none."""
+    found = []
+    for stem in ("items", "interactions"):
+        paths = [Path(folder) / f"{stem}{ending}" for ending in (".parquet", ".jsonl", ".csv")]
+        found.append(next((path for path in paths if path.is_file()), paths[0]))
+    return found[0], found[1]
 
 
 def refuse_key_sorted(sequences: Sequences, ids: Sequence[str], where: str = "the interactions") -> None:

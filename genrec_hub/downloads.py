@@ -119,7 +119,10 @@ def _fetch(url: str, part: Path, about: Path, progress: Progress | None) -> None
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):  # not there, or half written
+        return {}
 
 
 def _digest(path: Path, kind: str) -> str:

@@ -89,7 +89,8 @@ def evaluate(
     split = split or domain.split(protocol)
     asked, repeat_targets = split.cases(stage).sample(max_users, seed).asked(exclude_seen)
     if not len(asked) and not repeat_targets:
-        raise ValueError(f"No user has a {stage} target under {protocol}: leave-one-out needs users with at least 3 interactions.")
+        why = ": it needs users with at least 3 interactions" if protocol == "leave-one-out" else ""
+        raise ValueError(f"No user has a {stage} target under {protocol}{why}.")
     trained = SASRecRanker.from_folder(sasrec, domain.catalog) if isinstance(sasrec, str | Path) else sasrec
     rankers: dict[str, Ranker] = {}
     if model is not None:
@@ -108,6 +109,7 @@ def evaluate(
         vectors = text_vectors(domain.catalog, np.unique(np.concatenate(named)))
     return {
         "protocol": protocol,
+        **({} if stage == "test" else {"stage": stage}),
         "zero_shot": zero_shot,
         "exclude_seen": exclude_seen,
         "repeat_targets": repeat_targets,

@@ -24,7 +24,11 @@ PARTS = 64
 def normal_title(title: str) -> str:
     """A title without case, accents, punctuation and spacing, so that two shops' spellings of one thing are equal."""
     plain = "".join(char for char in unicodedata.normalize("NFKD", title.casefold()) if not unicodedata.combining(char))
-    return " ".join(re.findall(r"[^\W_]+", plain))
+    if plain.isascii():
+        words = re.findall(r"[^\W_]+", plain)
+    else:  # the vowel signs of many scripts are marks, which \w leaves out
+        words = "".join(char if char.isalnum() or unicodedata.category(char)[0] == "M" else " " for char in plain).split()
+    return " ".join(words or plain.split())  # of a title of signs alone the signs
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,12 @@ def without_leaks(domain: Domain, test: Sequence[Domain]) -> Domain:
     new_row[left_items] = np.arange(len(left_items))
     counts = np.bincount(owners[keep], minlength=len(domain))[left_users]
     return Domain(
-        Catalog(domain.catalog[int(row)] for row in left_items),
+        Catalog((domain.catalog[int(row)] for row in left_items), domain.catalog.license),
         [domain.users[user] for user in left_users],
         Sequences(new_row[domain.sequences.items[keep]], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)),
         None if domain.times is None else domain.times[keep],
         None if domain.given is None else domain.given[keep],
+        domain.name,
     )
 
 

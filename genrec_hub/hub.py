@@ -151,8 +151,11 @@ def write_model(
         else:
             logger.warning("The weights are no longer those of %s: its report and its results are left out.", source)
     for path in map(Path, evaluations):
-        (folder / "evaluations").mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / "evaluations" / path.name)
+        target = folder / "evaluations" / f"{path.stem}.json"
+        if target.exists():
+            raise ValueError(f"Two evaluations are called {path.stem}, as their data set then is on the card: rename one of the files.")
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
     write_card(folder, model, pipeline, repo_id, **card)
 
 
@@ -299,13 +302,16 @@ def _first_line(error: Exception) -> str:
 # Data sets
 
 
-def push_domain(domain: Domain | str | Path, repo_id: str, license: str | None = None, **where: Any) -> CommitInfo:
+def push_domain(
+    domain: Domain | str | Path, repo_id: str, license: str | None = None, commit_message: str | None = None, **where: Any
+) -> CommitInfo:
     """Pushes a domain as a data set repository, in one commit.
 
     Args:
         domain: the domain, or the folder of one.
         repo_id: "org/name".
         license: the terms; those of the catalogue when None.
+        commit_message: its first line.
         **where: of `Target`: `private`, `token`, `revision`, `create_pr`.
 
     Raises:
@@ -320,7 +326,7 @@ def push_domain(domain: Domain | str | Path, repo_id: str, license: str | None =
         schemas = {name: pq.read_schema(folder / f"{name}.parquet") for name in ("items", "interactions")}
         (folder / "info.json").write_text(json.dumps({"license": terms}, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(render_dataset_card(domain, schemas, repo_id, terms), encoding="utf-8")
-        return upload(folder, Target(repo_id, "dataset", **where), ("*.parquet", "info.json"), "Upload domain")
+        return upload(folder, Target(repo_id, "dataset", **where), ("*.parquet", "info.json"), commit_message or "Upload domain")
 
 
 def load_domain(repo_id: str, check_order: bool = True, **kwargs: Any) -> Domain:

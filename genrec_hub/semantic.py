@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -243,24 +243,39 @@ class _Store:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection | None]:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = sqlite3.connect(self.path, timeout=60)
-        except (OSError, sqlite3.OperationalError) as error:
-            logger.warning("No cache of text vectors at %s (%s): every text is encoded anew.", self.path, error)
+        file = self._connect()
+        if file is None:
             yield None
             return
         try:
             with file:
-                file.execute("CREATE TABLE IF NOT EXISTS vectors (text BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
                 yield file
-        except sqlite3.OperationalError as error:
-            logger.warning("The cache of text vectors at %s can't be used now (%s).", self.path, error)
         except sqlite3.DatabaseError as error:
-            logger.warning("The cache of text vectors at %s is damaged (%s): put aside, a new one is begun.", self.path, error)
-            self.path.replace(self.path.with_suffix(".damaged"))
+            self._give_up(error)
         finally:
             file.close()
+
+    def _connect(self) -> sqlite3.Connection | None:
+        file = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = sqlite3.connect(self.path, timeout=60)
+            with file:
+                file.execute("CREATE TABLE IF NOT EXISTS vectors (text BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
+            return file
+        except (OSError, sqlite3.DatabaseError) as error:
+            if file is not None:
+                file.close()
+            self._give_up(error)
+            return None
+
+    def _give_up(self, error: Exception) -> None:
+        if isinstance(error, OSError | sqlite3.OperationalError):
+            logger.warning("The cache of text vectors at %s can't be used now (%s): texts are encoded anew.", self.path, error)
+            return
+        logger.warning("The cache of text vectors at %s is damaged (%s): put aside, a new one is begun.", self.path, error)
+        with suppress(OSError):
+            self.path.replace(self.path.with_suffix(".damaged"))
 
     def read(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}

@@ -8,7 +8,6 @@ import ast
 import csv
 import gzip
 import hashlib
-import io
 import json
 import zipfile
 from array import array
@@ -130,7 +129,7 @@ def _describe(source: Source, path: Path, ids: list[str]) -> Catalog:
         item_id = str(entry["item_id"])
         if item_id in found and found[item_id] is None:
             found[item_id] = Item.from_dict(entry)
-    return Catalog(item for item in found.values() if item is not None)
+    return Catalog((item for item in found.values() if item is not None), source.terms)
 
 
 class _Ids(dict[str, int]):
@@ -171,6 +170,9 @@ def _amazon_reviews(path: Path) -> Iterator[Event]:
 def _amazon_meta(path: Path) -> Iterator[dict[str, Any]]:
     """2014 (categories as a list of paths) and 2018 (category as one path, description as a list)."""
     for row in objects_of(path):
+        for name, sign in (("title", "getTime"), ("price", "{")):  # some pages of 2018 came with their scripts and styles in these fields
+            if sign in str(row.get(name)):
+                row[name] = ""
         path_of = row.get("categories") or row.get("category") or ""
         yield {**_named(row, "title", "brand", "description", "price"), "item_id": row["asin"], "categories": as_text(path_of) or ""}
 
@@ -243,7 +245,11 @@ def _movielens_member(path: Path, *names: str) -> tuple[str, Iterator[str]]:
 
     def lines() -> Iterator[str]:
         with zipfile.ZipFile(path) as file, file.open(member) as raw:
-            yield from io.TextIOWrapper(raw, "utf-8" if member.endswith(".csv") else "latin-1")
+            for line in raw:
+                try:
+                    yield line.decode("utf-8")
+                except UnicodeDecodeError:  # of the first releases
+                    yield line.decode("latin-1")
 
     return member.rsplit("/", 1)[-1], lines()
 

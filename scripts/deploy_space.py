@@ -46,7 +46,7 @@ def configure(readme: str, models: list[str]) -> str:
     """Names models in the header and has them fetched while the Space is built."""
     header = configuration(readme)
     if models:
-        header |= {"models": models, "preload_from_hub": models}
+        header |= {"models": models, "preload_from_hub": list(models)}
     text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=140)
     return HEADER.sub(lambda _: f"---\n{text}---\n", readme, count=1)
 

@@ -33,6 +33,8 @@ def embed(source: Path, name: str) -> Path:
     target = PRETRAINED / name
     if source.resolve() == target.resolve():
         sys.exit(f"{source} is embedded already: give the folder of another checkpoint, or none to render the cards anew.")
+    if not (source / "config.json").is_file():
+        sys.exit(f"{source} holds no config.json: give the folder of a finished checkpoint.")
     shutil.rmtree(target, ignore_errors=True)
     for pattern in KEPT:
         for path in source.glob(pattern):

@@ -38,9 +38,22 @@ from genrec_hub.recipes import REPORT, Settings, train_sasrec
 logger = logging.getLogger("finetune")
 
 
+def refuse_others(path: Path, options: argparse.Namespace) -> None:
+    """Raises a ValueError where a share was begun with other options: what is kept there is of another run."""
+    names = ("model", "protocol", "seed", "epochs", "batch", "rate", "negatives", "config")
+    asked = {name: getattr(options, name) for name in names}
+    kept = json.loads(path.read_text()) if path.is_file() else asked
+    if kept != asked:
+        other = ", ".join(f"{name} {kept[name]}" for name in names if kept[name] != asked[name])
+        raise ValueError(f"{path.parent} was begun with {other}: give another --output, or the same options.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asked) + "\n")
+
+
 def tune(share: float, domain: Domain, pipe: Any, options: argparse.Namespace) -> dict[str, Any]:
     """One share: trains both, asks all users; returns the object that the table is made of."""
     folder = options.output / f"share-{share:g}"
+    refuse_others(folder / "options.json", options)
     few = few_shot(domain, share, options.seed)
     settings = Settings(options.epochs, options.batch, options.rate, options.negatives, options.every, options.seed, options.protocol)
     sasrec = options.sasrec if options.sasrec is not None and share == 1 else folder / "sasrec"

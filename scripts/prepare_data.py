@@ -23,6 +23,7 @@ import re
 import sys
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -255,7 +256,7 @@ def _published(url: str) -> str:
     try:
         with urllib.request.urlopen(f"{url}.md5", timeout=30) as answer:
             found = re.search(r"\b[0-9a-f]{32}\b", answer.read(1000).decode())
-    except urllib.error.HTTPError:
+    except OSError:
         return ""
     return f"md5:{found[0]}" if found else ""
 
@@ -314,8 +315,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, step in work:
         try:
             logger.info("%s: %s", name, step())
-        except (OSError, ValueError, ModuleNotFoundError) as error:
-            logger.error("%s: %s", name, error)
+        except (OSError, EOFError, KeyError, ValueError, ModuleNotFoundError, zipfile.BadZipFile) as error:
+            logger.error("%s: %s", name, f"no field {error}" if isinstance(error, KeyError) else error)
             failed += 1
     return 1 if failed else 0
 

@@ -23,8 +23,9 @@ import torch
 from transformers import EarlyStoppingCallback, set_seed
 
 from genrec_hub import Catalog, Domain, SETRecConfig, SETRecModel, SETRecProcessor, processes
-from genrec_hub.domain import Sequences
+from genrec_hub.domain import MAX_INTERACTION_BYTES, Sequences, files_of
 from genrec_hub.recipes import lean, small_backbone
+from genrec_hub.tables import clean_id, read_table
 from genrec_hub.timing import Clock
 from genrec_hub.training import SETRecTrainer, run, training_arguments
 
@@ -173,9 +174,8 @@ def main() -> None:
 
 def users_of(folder: Path) -> set[str]:
     """The user ids of a domain; its items and histories are not read."""
-    import pyarrow.parquet as pq
-
-    return set(pq.read_table(folder / "interactions.parquet", columns=["user_id"]).column(0).to_pylist())
+    _, interactions = files_of(folder)
+    return set(map(clean_id, read_table(interactions, MAX_INTERACTION_BYTES).column("user_id").unique().to_pylist()))
 
 
 if __name__ == "__main__":

@@ -248,6 +248,14 @@ def test_an_app_without_a_model_does_not_open(tmp_path):
         assert says in done.stderr
 
 
+def test_a_domain_is_pushed_without_what_checkpoints_have(files, tmp_path):
+    for option in (("--tag", "x"), ("--no-catalog",), ("--evaluation", "nowhere.json"), ("--max-shard-size", "1GB")):
+        done = run("push", str(tmp_path), "org/shop", *option)
+        assert done.exit_code == 1
+        assert f"{tmp_path} is a domain, and" in done.stderr
+        assert option[0].removeprefix("--no-") in done.stderr
+
+
 def test_training_names_what_is_not_installed(files, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "find_spec", lambda name: None)
     done = run("train", "sasrec", "--items", str(files[0]), "--interactions", str(files[1]), "--output", str(tmp_path / "o"))

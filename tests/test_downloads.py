@@ -98,6 +98,15 @@ def test_a_later_run_goes_on(server, tmp_path):
     assert server.sent == len(CONTENT)
 
 
+def test_notes_that_were_half_written_are_none(server, tmp_path):
+    server.cuts = [60_000, 0]
+    with pytest.raises(OSError, match="broke off"):
+        fetch(server, tmp_path, attempts=1)
+    for name in ("data.bin.part.json", "checksums.json"):
+        (tmp_path / name).write_text('{"url": ')
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+
+
 def test_a_file_that_changed_meanwhile_is_read_from_the_start(server, tmp_path):
     server.cuts = [60_000, 0]
     with pytest.raises(OSError, match="broke off"):

@@ -1,6 +1,7 @@
 """Few-shot: shares that nest, a CF slot that leaves the semantic ones as they were, the script from end to end."""
 
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -159,3 +160,13 @@ def test_the_table_of_a_split_with_several_targets(script):
     assert "| **SETRec fine-tuned** | .2500 / .1250 |" in lines
     assert "| fine-tuned / sasrec, NDCG@10 | 2.00 (1.50 to 2.50) |" in lines
     assert "| fine-tuned / zero-shot, NDCG@10 | - |" in lines
+
+
+def test_a_share_of_other_options_is_refused(script, tmp_path):
+    finetune = script("finetune")
+    names = {"model": "setrec-foundation", "protocol": "leave-one-out", "epochs": None, "batch": None, "rate": None, "negatives": None}
+    path = tmp_path / "share-1" / "options.json"
+    finetune.refuse_others(path, Namespace(**names, seed=0, config={}))
+    finetune.refuse_others(path, Namespace(**names, seed=0, config={}))
+    with pytest.raises(ValueError, match="was begun with seed 0: give another --output"):
+        finetune.refuse_others(path, Namespace(**names, seed=7, config={}))

@@ -4,6 +4,8 @@ from collections import Counter
 from itertools import islice
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from genrec_hub.catalog import Catalog, Item
@@ -27,7 +29,6 @@ def test_titles_are_equal_whatever_their_spelling():
     assert normal_title("Café  Crème!") == normal_title("CAFE-CREME") == "cafe creme"
     assert normal_title("Straße 4") == normal_title("STRASSE (4)")
     assert normal_title("漢字の本") == "漢字の本"
-    assert normal_title("!!!") == ""
 
 
 def test_leaks_by_hand():
@@ -108,3 +109,28 @@ def test_cuts(domains):
     assert other != {entry["user"] for entry in entries}
     with pytest.raises(ValueError, match="too few for 99 processes"):
         fused_stream(domains, rank=98, world=99)
+
+
+def test_titles_of_signs_and_of_marks():
+    assert normal_title("!!!") == normal_title(" !!! ") == "!!!"
+    assert normal_title("पानी") != normal_title("पान")
+    assert normal_title("Crème") == "creme"
+
+
+def test_users_left_out_by_numbers(tmp_path, script):
+    """Ids that are numbers in a file are the texts that a domain has."""
+    table = pa.table({"user_id": [7, 7, 8], "item_id": ["a", "b", "a"], "position": [0, 1, 0]})
+    pq.write_table(table, tmp_path / "interactions.parquet")
+    assert script("pretrain_setrec").users_of(tmp_path) == {"7", "8"}
+    (tmp_path / "interactions.parquet").unlink()
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,position\nu,a,0\nv,a,0\n")
+    assert script("pretrain_setrec").users_of(tmp_path) == {"u", "v"}
+
+
+def test_terms_and_name_stay(tmp_path):
+    domain = make(["one", "two"], {"u": [0, 1], "v": [1, 0]})
+    domain.catalog.license, domain.name = "cc-by-4.0", "shop"
+    kept = without_leaks(domain, [])
+    assert (kept.catalog.license, kept.name) == ("cc-by-4.0", "shop")
+    kept.save(tmp_path)
+    assert Domain.from_folder(tmp_path).catalog.license == "cc-by-4.0"

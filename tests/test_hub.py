@@ -28,7 +28,7 @@ from testhub import TestHub
 import genrec_hub
 import genrec_hub.hub as hub_module
 from genrec_hub.cards import SYSTEMS as CARDS
-from genrec_hub.cards import eval_results, may_be_published, read_evaluations, template_folder
+from genrec_hub.cards import eval_results, may_be_published, model_index, read_evaluations, setup_of, template_folder
 from genrec_hub.catalog import Catalog
 from genrec_hub.checkpoint import FORMAT_VERSION, SUMS, TASK, digest, read_sums
 from genrec_hub.cli import app
@@ -516,6 +516,24 @@ def test_repeats_have_a_name_of_their_own():
     files = eval_results([{**EVALUATION, "domain": "a"}, {**EVALUATION, "domain": "a", "exclude_seen": False}])
     tasks = [entry["dataset"]["task_id"] for entry in yaml.safe_load(files["a.yaml"])]
     assert len(tasks) == len(set(tasks)) == 12
+
+
+def test_validation_is_no_test():
+    entry = {**EVALUATION, "stage": "validation", "domain": "sub/toys"}
+    assert "validation targets" in setup_of(entry)
+    assert "targets" not in setup_of(EVALUATION)
+    assert {result.dataset_split for result in model_index([entry])} == {"validation"}
+    assert list(eval_results([entry])) == ["sub_toys.yaml"]
+
+
+def test_an_embedded_checkpoint_is_not_lost_to_a_typing_error(script, tmp_path, monkeypatch):
+    embed = script("embed")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    monkeypatch.setattr(embed, "PRETRAINED", tmp_path)
+    with pytest.raises(SystemExit, match="holds no config"):
+        embed.embed(tmp_path / "mistyped", "mine")
+    assert (tmp_path / "mine" / "config.json").is_file()
 
 
 def test_what_is_no_evaluation_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import logging
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +158,23 @@ def test_workers_encode_the_same(encoder, cache):
     found = several.encode(lines, lambda done, total: told.append((done, total)), cache=False)
     assert (found == encoder.encode(lines, cache=False)).all()
     assert told == [(192, 200), (200, 200)]
+
+
+def test_a_damaged_cache_is_put_aside(encoder, cache, computed, caplog):
+    path = cache / f"vectors-{encoder.key}.sqlite"
+    path.write_bytes(b"garbage" * 1000)
+    found = encoder.encode(["tea"])
+    assert "is damaged" in caplog.text
+    assert path.with_suffix(".damaged").read_bytes() == b"garbage" * 1000
+    assert (encoder.encode(["tea"]) == found).all()
+    assert computed == ["tea"]
+
+
+def test_a_cache_that_another_holds_is_done_without(encoder, cache, computed, monkeypatch, caplog):
+    encoder.encode(["tea"])
+    connect = sqlite3.connect
+    monkeypatch.setattr("genrec_hub.semantic.sqlite3.connect", lambda path, timeout: connect(path, timeout=0))
+    with connect(cache / f"vectors-{encoder.key}.sqlite") as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert encoder.encode(["tea"]).shape == (1, 384)
+    assert "can't be used now" in caplog.text

@@ -291,3 +291,14 @@ def test_leaks_are_taken_out(tmp_path, prepare_data, synthetic_domain):
     assert [(leak["training"], leak["test"], leak["items"], leak["users"]) for leak in report] == [("shop", "held", 2, 3)]
     domain = Domain.from_folder(tmp_path / "out" / "shop", check_order=False)
     assert (len(domain), len(domain.catalog)) == (27, 18)
+
+
+def test_scripts_of_a_page_are_no_titles(tmp_path):
+    script = "var aPageStart = (new Date()).getTime(); function x() {}"
+    meta = [{"asin": "a", "title": script, "price": ".a-box-inner{color:red}"}, {"asin": "b", "title": "A {curly} pen", "price": "$3"}]
+    events = [{"reviewerID": user, "asin": item, "unixReviewTime": time} for user in "uv" for time, item in enumerate("ab")]
+    (tmp_path / "r.json.gz").write_bytes(lines(events))
+    (tmp_path / "m.json.gz").write_bytes(lines(meta))
+    catalog = build(SOURCES["amazon18"], tmp_path / "r.json.gz", tmp_path / "m.json.gz", least=1).catalog
+    assert {item.item_id: (item.title, item.price) for item in catalog} == {"a": ("a", ""), "b": ("A {curly} pen", "$3")}
+    assert catalog.license == SOURCES["amazon18"].terms
