@@ -74,6 +74,8 @@ class Decoding:
             self._start_prompt(inputs)
         self._depths = torch.zeros(0, dtype=torch.long, device=self.root.device)
         self.words = int(model.get_output_embeddings().weight.shape[0])
+        if self._bias is not None:  # a tokenizer may know fewer tokens than the model has rows
+            self._bias = torch.nn.functional.pad(self._bias, (0, self.words - self._bias.shape[1]))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Shape: (B, N, D) -> (B, N, W), 32-bit."""

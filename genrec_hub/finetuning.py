@@ -54,6 +54,7 @@ def few_shot(domain: Domain, share: float, seed: int = 0) -> Domain:
         Sequences.of([domain.sequences[user] for user in users]),
         None if domain.times is None else domain.times[rows],
         None if domain.given is None else domain.given[rows],
+        domain.name,
     )
 
 

@@ -93,8 +93,10 @@ class IDGenRecModel(HubModel, PreTrainedModel):
             dtype: of the weights.
             **config: of `IDGenRecConfig`.
         """
-        size = len(AutoTokenizer.from_pretrained(recommender))
-        parts = [_pretrained(name, dtype, size) for name in (recommender, generator or recommender)]
+        tokenizer = AutoTokenizer.from_pretrained(recommender)
+        parts = [_pretrained(name, dtype, len(tokenizer)) for name in (recommender, generator or recommender)]
+        for part in parts if tokenizer.eos_token_id is not None else ():  # chat models name several ends; IDs end with the tokenizer's
+            part.config.eos_token_id = tokenizer.eos_token_id
         return cls(IDGenRecConfig(**config, text_config=parts[0].config, generator_config=parts[1].config), *parts).to(dtype)
 
     def get_input_embeddings(self) -> Any:
@@ -199,7 +201,7 @@ class IDGenRecModel(HubModel, PreTrainedModel):
             )
         logits = head_logits(self.recommender, states)
         if bias is not None:
-            logits = logits + bias[owner]
+            logits = logits + F.pad(bias, (0, logits.shape[2] - bias.shape[1]))[owner]
         return IDGenRecOutput(loss=_token_loss(logits, labels) / count, logits=logits)
 
     def soft_tokens(
@@ -242,9 +244,14 @@ class IDGenRecModel(HubModel, PreTrainedModel):
         groups, most = groups or self.config.groups, min_length - 1 + self.config.max_length
         size = self.generator.get_input_embeddings().weight.shape[0]
         own = OwnWords(words, groups, self.eos, size) if words is not None and self.config.own_words else None
-        return diverse_beam_search(
-            self.generator, inputs, self.eos, groups=groups, penalty=penalty, min_length=min_length, max_length=most, own_words=own
-        )
+        training = self.generator.training
+        self.generator.eval()  # an ID is no matter of chance, and checkpointing layers keep no keys in training
+        try:
+            return diverse_beam_search(
+                self.generator, inputs, self.eos, groups=groups, penalty=penalty, min_length=min_length, max_length=most, own_words=own
+            )
+        finally:
+            self.generator.train(training)
 
     def recommend(
         self,

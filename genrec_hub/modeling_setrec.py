@@ -335,7 +335,7 @@ class SETRecModel(HubModel, PreTrainedModel):
         pairs = []
         if self.cf is not None:
             cf = candidates.get("cf")
-            cf = generated.new_zeros(len(candidates["semantic"]), self.config.cf_size) if cf is None else cf
+            cf = generated.new_zeros(len(candidates["semantic"]), self.config.cf_size) if cf is None else cf.to(self.dtype)
             known = candidates.get("has_cf")
             known = torch.ones_like(cf[:, :1]) if known is None else known[:, None].to(cf)
             answer = generated[:, 0]
@@ -421,6 +421,8 @@ class SETRecModel(HubModel, PreTrainedModel):
 
         Shape: semantic (V, S), cf (V, C), has_cf (V,) -> (V, W).
         """
+        semantic = semantic.to(self.dtype)
+        cf = None if cf is None else cf.to(self.dtype)
 
         def encode(part: slice) -> torch.Tensor:
             known = None

@@ -95,6 +95,8 @@ def train_sasrec(domain: Domain, output: str | Path, settings: Settings = DEFAUL
         The report that is also written as `training.json`.
     """
     processes.join()
+    if not resume and processes.first():
+        (Path(output) / REPORT).unlink(missing_ok=True)  # an interrupted run would pass for an earlier one
     chosen = settings.or_else(epochs=24, batch=256, rate=2e-3, negatives=2048)
     split, size = domain.split(chosen.protocol), len(domain.catalog)
     refuse_empty(split.training)
@@ -276,7 +278,8 @@ def refuse_empty(training: Sequences) -> None:
     """Raises a ValueError when no user has anything to learn from."""
     if not (training.lengths >= 2).any():
         raise ValueError(
-            "No user has two training items, so there is nothing to learn from: give longer histories (three items each at the least)."
+            "No user has two training items, so there is nothing to learn from: give longer histories (four items each, where the last two "
+            "are kept for validation and test)."
         )
 
 

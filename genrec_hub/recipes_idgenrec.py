@@ -151,6 +151,9 @@ def train_idgenrec(
     clock = Clock()
     more = {"clock": clock, **(arguments or {})}
     work = output / CHECKPOINTS
+    if not resume and processes.first():
+        shutil.rmtree(work, ignore_errors=True)
+    processes.wait()
     # Small models from scratch learn sooner from fewer choices; pretrained ones are trained as the paper says.
     scratch = {"normalizer": "tree", "own_words": True, "max_length": 16, "dropout": 0.2} if backbone is None else {}
     own = {"length_penalty": 0.0, **scratch, **config}
@@ -247,8 +250,8 @@ def train_writer(
     """
     texts = [generator_text(item) for catalog in catalogs for item in catalog]
     wanted = [phrase for catalog in catalogs for phrase in phrases(catalog)]
-    steps = math.ceil(len(texts) / batch)
     own = max(1, batch // processes.count())
+    steps = math.ceil(len(texts) / (own * processes.count() * int(more.get("gradient_accumulation_steps", 1))))
     arguments = training_arguments(
         folder, epochs=epochs, batch=own, rate=rate, steps_per_epoch=steps, seed=seed,
         **{**more, "eval_strategy": "no", "load_best_model_at_end": False},

@@ -6,6 +6,7 @@ checkpoint by NDCG@10 is kept, and an interrupted run resumes from its last chec
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -346,7 +347,7 @@ class SETRecTrainer(NextItemTrainer):
     def choose_beta(self, grid: Sequence[float] = BETAS) -> dict[float, float]:
         """Sets `config.beta` to the best of a grid by validation NDCG@10. Returns beta -> NDCG@10."""
         means = {beta: mean for (beta, _), mean in self._validated(grid, (self.model.config.cold_score,)).items()}
-        if means:
+        if any(means.values()):
             self.model.config.beta = max(means, key=lambda beta: means[beta])
         return means
 
@@ -359,7 +360,7 @@ class SETRecTrainer(NextItemTrainer):
         so that the best value on validation is too low for them: they get as much as the others can spare. Returns cold_score -> NDCG@10.
         """
         found = self._validated(betas, grid)
-        if not found:
+        if not any(found.values()):
             return {}
         means = {float(score): max(mean for (_, own), mean in found.items() if own == score) for score in grid}
         self.model.config.cold_score = max(score for score, mean in means.items() if mean >= (1 - cost) * max(means.values()))
@@ -404,7 +405,7 @@ def training_arguments(
         "per_device_train_batch_size": batch,
         "learning_rate": rate,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": min(100, max(1, steps_per_epoch * epochs // 10)),
+        "warmup_steps": min(100, steps_per_epoch * epochs // 10),
         "max_grad_norm": 1.0,
         "eval_strategy": "steps",
         "save_strategy": "steps",
@@ -444,6 +445,10 @@ def run(trainer: Trainer, resume: bool, clock: Clock | None = None) -> None:
         logger.info("Resuming from %s" if last else "Nothing to resume in %s: starting anew.", last or folder)
     if last is not None and (Path(last) / SPENT).is_file():
         clock.set(json.loads((Path(last) / SPENT).read_text()))
+    if last is None and processes.first():
+        for old in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            shutil.rmtree(old)
+    processes.wait()
     trainer.add_callback(_Timekeeper(clock))
     trainer.train(resume_from_checkpoint=last)
 

@@ -44,6 +44,7 @@ class WriterTrainer(Trainer):
         **more: Any,
     ) -> None:
         self.processor, self.own_words = processor, model.config.own_words
+        self.words = int(model.generator.get_input_embeddings().weight.shape[0])
         data = _Pairs(texts, processor.writer.text_tokens(texts), processor.tokenizer(list(phrases), add_special_tokens=False)["input_ids"])
         super().__init__(model.train_only("generator"), args, train_dataset=data, data_collator=self._collate, **more)
 
@@ -61,7 +62,7 @@ class WriterTrainer(Trainer):
         batch = {"text_ids": ids, "text_mask": mask, "labels": labels_of([phrase for *_, phrase in pairs], processor.writer.eos)}
         if self.own_words:
             words = [processor.writer.word_tokens(text) for text, *_ in pairs]
-            batch["legal"] = legal_tokens(words, batch["labels"], processor.writer.eos, len(processor.tokenizer))
+            batch["legal"] = legal_tokens(words, batch["labels"], processor.writer.eos, self.words)
         empty = torch.tensor([not tokens for _, tokens, _ in pairs])
         batch["text_mask"][empty, -1] = 1  # something to attend to
         batch["labels"][empty] = -100
@@ -297,7 +298,8 @@ class GeneratorTrainer(IDGenRecTrainer):
         beyond = torch.arange(tokens.shape[1])[None] > lengths[:, None]
         texts = {"text_ids": text_ids, "text_mask": text_mask, "written": tokens.masked_fill(beyond, -100)}
         if words is not None:
-            texts["legal"] = legal_tokens(words, texts["written"], processor.writer.eos, len(processor.tokenizer))
+            size = self.model.generator.get_input_embeddings().weight.shape[0]
+            texts["legal"] = legal_tokens(words, texts["written"], processor.writer.eos, size)
         return {**batch, **texts, "soft": soft, **self.labels(targets), **self.biases(known, targets, every=False)}
 
 

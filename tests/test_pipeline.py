@@ -346,6 +346,21 @@ def test_half_precision(name, dtype, tmp_path):
     assert ids(again(history)) == ids(half(history))
 
 
+@pytest.mark.parametrize("grounding", ["token", "latent"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_with_a_cf_slot(tiny_setrec, with_cf, dtype, grounding):
+    model = tiny_setrec(cf_size=6, cold_score=0.5, grounding=grounding).to(dtype)
+    half = RecommendationPipeline(model=model, processor=with_cf.processor, task=TASK)
+    assert len(half(["sku-03"], top_k=5)) == 5
+    scores = half.processor.score(model, [np.array([3]), np.array([1, 2])])
+    assert (scores.dtype, scores.shape) == (torch.float32, (2, 60))
+    features = {name: values[None, :4] for name, values in half.processor.features.items()}
+    candidates, labels = half.processor.features, torch.tensor([[-100, 1, 2, 3, 5]])
+    loss = model(**features, item_mask=torch.ones(1, 4, dtype=torch.bool), packed=True, candidates=candidates, labels=labels).loss
+    loss.backward()
+    assert loss.isfinite()
+
+
 def test_unknown_arguments_are_refused(recommend):
     with pytest.raises(TypeError, match=r"does not know topk; it takes catalog, department, exclude_seen, top_k\."):
         recommend(["sku-03"], topk=3)

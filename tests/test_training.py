@@ -96,6 +96,15 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(trainer, kind):
     assert steps[0] == steps[1] == [3, 6, 9, 10]
 
 
+def test_a_new_run_knows_nothing_of_an_earlier_one_in_its_folder(trainer, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer("sasrec", "folder", callbacks=[PowerCut(8)]), resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer("sasrec", "folder", callbacks=[PowerCut(4)]), resume=False)
+    assert [path.name for path in (tmp_path / "folder").glob("checkpoint-*")] == ["checkpoint-3"]
+    assert training_arguments(tmp_path, epochs=1, batch=8, rate=1e-3, steps_per_epoch=1, seed=0).warmup_steps == 0  # one step counts
+
+
 def test_the_clock_goes_on_where_an_interrupted_run_stopped(trainer, tmp_path):
     """What came after the last checkpoint is lost and done again, and its time with it."""
     first, second = Clock(), Clock()
@@ -371,6 +380,15 @@ def test_beta_is_the_argmax_on_validation(trainer):
         assert made.rank_validation()["ndcg@10"] == pytest.approx(value, abs=1e-9)
     assert trainer("setrec", config={"cf_size": 0}).choose_beta() == {}
     assert trainer("setrec", validation=None).choose_beta() == {}
+
+
+def test_where_nothing_is_hit_nothing_is_chosen(trainer, monkeypatch):
+    made = trainer("setrec", config={"cold_score": 0.5})
+    monkeypatch.setattr(made, "_validated", lambda betas, cold_scores: {(b, c): 0.0 for b in betas for c in cold_scores})
+    before = made.model.config.beta
+    made.choose_beta()
+    made.choose_cold_score()
+    assert (made.model.config.beta, made.model.config.cold_score) == (before, 0.5)
 
 
 def test_validation_chooses_how_much_of_the_start_is_kept(trainer, tmp_path):

@@ -168,6 +168,25 @@ def test_an_interrupted_alternate_training_ends_in_the_same_weights(domain, tmp_
     assert json.loads((cut / "training.json").read_text())["validation"] == report["validation"]
 
 
+@pytest.mark.parametrize("kind", ["t5", "qwen3"])
+def test_a_backbone_with_more_rows_than_tokens_and_several_ends(kind, domain, tiny_idgenrec, id_processor, tmp_path):
+    """As T5, Qwen and chat models come; layers are computed twice, and IDs are written all the same."""
+    model, processor = tiny_idgenrec(kind, own_words=True), id_processor("item", kind == "t5")
+    part, size = model.recommender, len(processor.tokenizer)
+    part.resize_token_embeddings(size + 12)
+    part.config.eos_token_id = [5, processor.tokenizer.eos_token_id] if kind == "qwen3" else processor.tokenizer.eos_token_id
+    part.save_pretrained(tmp_path / "backbone")
+    processor.tokenizer.save_pretrained(tmp_path / "backbone")
+    more = {"writer_epochs": 1, "max_text": 16, "beams": 5, "groups": 2, "own_words": True, "strategy": "alternate"}
+    arguments = {"gradient_checkpointing": True}
+    train_idgenrec(domain, tmp_path / "out", SETTINGS, backbone=str(tmp_path / "backbone"), arguments=arguments, **more)
+    loaded = genrec_hub.load(tmp_path / "out")
+    assert loaded.model.eos == processor.tokenizer.eos_token_id
+    assert loaded.model.recommender.get_input_embeddings().weight.shape[0] == size + 12
+    loaded.processor.copy = 1.0
+    assert len(loaded([domain.catalog[0].title], top_k=5)) == 5
+
+
 @pytest.mark.parametrize("prompt", ["item", "both"])
 def test_t5_from_a_folder_is_trained_on_sentences(prompt, domain, tiny_idgenrec, id_processor, tmp_path):
     model, processor = tiny_idgenrec("t5", own_words=True), id_processor(prompt, True)
