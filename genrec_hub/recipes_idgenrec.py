@@ -192,6 +192,7 @@ def train_idgenrec(
     _keep(output, model, processor, report)
     if processes.first():
         shutil.rmtree(work, ignore_errors=True)
+    processes.wait()  # whoever reads the folder next finds it still
     return report
 
 
