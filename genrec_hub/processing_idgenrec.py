@@ -462,7 +462,7 @@ class IDGenRecProcessor(HubProcessor, ProcessorMixin):
         name = pretrained_model_name_or_path
         folder, card = cls.read_card(name, **kwargs)
         catalog, identifiers = None, None
-        if card.get("catalog"):
+        if card.get("catalog", True) and (folder / "catalog" / "catalog.json").is_file():  # the first cards said nothing of it
             catalog = Catalog.load(folder / "catalog")
             identifiers = Identifiers.load(folder / "catalog")
             if identifiers.catalog != catalog.fingerprint:

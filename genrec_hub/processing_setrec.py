@@ -465,7 +465,7 @@ class SETRecProcessor(HubProcessor, ProcessorMixin):
         name = pretrained_model_name_or_path
         folder, card = cls.read_card(name, **kwargs)
         catalog, features = None, None
-        if card.get("catalog"):
+        if card.get("catalog", True) and (folder / "catalog" / "catalog.json").is_file():  # the first cards said nothing of it
             catalog = Catalog.load(folder / "catalog")
             features = read_arrays(folder / "catalog" / "features.safetensors", catalog.fingerprint, name)
         inside = folder / str(card["encoder"])

@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -390,6 +391,17 @@ def test_a_catalogue_of_an_earlier_save_does_not_stay(with_cf, tmp_path):
     with_cf.save_pretrained(tmp_path, with_catalog=False)
     assert not (tmp_path / "catalog").exists()
     assert len(load(tmp_path).processor.catalog) == 0
+
+
+@pytest.mark.parametrize("name", ["setrec-foundation", "idgenrec-foundation"])
+def test_a_card_that_says_nothing_of_a_catalogue(name, tmp_path):
+    """The first checkpoints."""
+    shutil.copytree(embedded(name), tmp_path / "old")
+    path = tmp_path / "old" / "processor_config.json"
+    card = json.loads(path.read_text())
+    del card["catalog"]
+    path.write_text(json.dumps(card))
+    assert len(load(tmp_path / "old").catalog) == len(load(name).catalog)
 
 
 @pytest.mark.parametrize("name", ["setrec-foundation", "idgenrec-foundation"])
